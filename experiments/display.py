@@ -1,0 +1,41 @@
+"""What the binaries show: the table of a network over its depth, and its figures."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from ocresnet import plots
+from ocresnet.stage_cost.trajectory import Trajectory
+
+
+def print_depth_table(
+    trajectories: Mapping[str, Trajectory], recommended: int | None = None
+) -> None:
+    """Accuracy and loss of every exit on every split; the recommended depth is marked."""
+    table = Table(title="accuracy (%) and loss after each number of residual blocks")
+    table.add_column("blocks", justify="right")
+    for split in trajectories:
+        table.add_column(f"{split} accuracy", justify="right")
+        table.add_column(f"{split} loss", justify="right")
+    depth = len(next(iter(trajectories.values())).losses)
+    for k in range(depth):
+        cells = [f"{k} <- keep" if k == recommended else f"{k}"]
+        for measured in trajectories.values():
+            cells += [f"{100 * measured.accuracies[k]:.2f}", f"{measured.losses[k]:.4f}"]
+        table.add_row(*cells, style="bold green" if k == recommended else None)
+    console = Console()
+    # Outside a terminal a table of this width would be cut at 80 columns.
+    console = console if console.is_terminal else Console(width=120)
+    console.print(table)
+
+
+def draw_figures(workdir: str | os.PathLike) -> None:
+    """Draw the figures, or say what is missing to do so."""
+    try:
+        for path in plots.save_figures(workdir):
+            print(f"wrote {path}")
+    except (ImportError, FileNotFoundError) as error:
+        print(f"no figures: {error}", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""The runs of the stage-cost paper by name, and two that fit a small machine.
+
+Table 1 of Puettschneider et al. 2025 names the paper's accuracies.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ocresnet.systems import counts
+from ocresnet.systems.resnet import Exits, ResNetConfig
+from ocresnet.training.config import TrainingConfig
+
+TRAINING_SAMPLES = {"digits": 1437, "mnist": 60000, "cifar10": 50000, "cifar100": 50000}
+IMAGE_SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+}
+CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run by name.
+
+    Attributes:
+      dataset: which data.
+      network: the architecture.
+      training: everything else.
+      expected: test accuracy to expect, and whose figure that is.
+    """
+
+    dataset: str
+    network: ResNetConfig
+    training: TrainingConfig
+    expected: str
+
+    @property
+    def cost(self) -> float:
+        """Multiply-adds of the whole training: forward and twice that backward, with the exits."""
+        macs = counts.multiply_adds(self.network)
+        exits = macs.exits.sum() if self.training.stage_cost > 0 else 0
+        samples = TRAINING_SAMPLES[self.dataset] * self.training.epochs
+        return 3.0 * samples * float(macs.total + exits)
+
+
+def _paper_preset(
+    dataset: str, architecture: str, blocks: int, exits: Exits, accuracy: str
+) -> Preset:
+    fields: dict[str, Any] = {
+        "image_shape": IMAGE_SHAPES[dataset],
+        "classes": CLASSES[dataset],
+        "exits": exits,
+    }
+    if architecture == "standard":
+        network = ResNetConfig.standard(54, **fields).subresnet(blocks)
+    else:
+        filters = 32 if dataset == "mnist" else 64
+        network = ResNetConfig.homogeneous(blocks, filters, **fields)
+    training = TrainingConfig(
+        stage_cost=0.0 if exits == "none" else 0.02,
+        augmentation="crop_flip" if dataset.startswith("cifar") else "none",
+    )
+    return Preset(dataset, network, training, f"{accuracy} % (paper, Table 1)")
+
+
+_TABLE_1 = {
+    ("mnist", "homogeneous"): (
+        "99.64",
+        "99.62, cut to 12: 99.54",
+        "99.68, cut to 12: 99.64",
+        "99.63",
+    ),
+    ("cifar10", "homogeneous"): (
+        "93.05",
+        "91.59, cut to 12: 91.02",
+        "91.64, cut to 12: 91.26",
+        "91.43",
+    ),
+    ("cifar100", "homogeneous"): (
+        "71.94",
+        "69.97, cut to 12: 66.55",
+        "69.18, cut to 12: 66.66",
+        "68.77",
+    ),
+    ("cifar10", "standard"): (
+        "93.28",
+        "92.51, cut to 12: 78.74",
+        "92.91, cut to 12: 78.64",
+        "85.93",
+    ),
+}
+
+_RUNS: tuple[tuple[str, int, Exits], ...] = (
+    ("54_plain", 54, "none"),
+    ("54_shared", 54, "shared"),
+    ("54_separate", 54, "separate"),
+    ("12_plain", 12, "none"),
+)
+
+PRESETS: dict[str, Preset] = {
+    f"{dataset}_{architecture}{suffix}": _paper_preset(
+        dataset, architecture, blocks, exits, accuracy
+    )
+    for (dataset, architecture), accuracies in _TABLE_1.items()
+    for (suffix, blocks, exits), accuracy in zip(_RUNS, accuracies, strict=True)
+}
+
+PRESETS["digits_homogeneous12_shared"] = Preset(
+    dataset="digits",
+    network=ResNetConfig.homogeneous(12, 16, image_shape=IMAGE_SHAPES["digits"]),
+    training=TrainingConfig(
+        epochs=50,
+        batch_size=64,
+        milestones=(30, 42),
+        weight_decay=1e-3,
+        stage_cost=0.05,
+        augmentation="crop",
+        validation=0.15,
+    ),
+    expected="97 to 98 % (ours; the run of `make demo`)",
+)
+
+PRESETS["mnist_homogeneous12_small"] = Preset(
+    dataset="mnist",
+    network=ResNetConfig.homogeneous(12, 16, image_shape=IMAGE_SHAPES["mnist"], stem_stride=2),
+    training=TrainingConfig(
+        epochs=10,
+        milestones=(6, 9),
+        augmentation="crop",
+        validation=0.05,
+    ),
+    expected="99.4 % (ours; half an hour on two CPU cores)",
+)
+
+
+def describe() -> str:
+    """Every preset with its command, expected accuracy and cost."""
+    lines = []
+    for name, preset in PRESETS.items():
+        lines += [
+            f"  {name}",
+            f"      python -m experiments.train --preset={name}",
+            f"      expected test accuracy: {preset.expected}",
+            f"      cost: {preset.cost:.1e} multiply-adds, {preset.training.epochs} epochs of "
+            f"{TRAINING_SAMPLES[preset.dataset]:,} images",
+        ]
+    return "\n".join(lines)

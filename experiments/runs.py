@@ -1,0 +1,79 @@
+"""A finished run and its data, for the binaries that look at it again."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+
+from ocresnet.data.dataset import Dataset
+from ocresnet.data.sources import load_dataset
+from ocresnet.stage_cost.exits import calibrate_exits
+from ocresnet.systems.network import Network
+from ocresnet.training import records
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.restore import Checkpoint, load_configs, restore_network
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the TFDS data. Default: the run's.")
+CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint",
+    "last",
+    ["last", "best"],
+    "Which one: the last, or the best on the validation set.",
+)
+
+FLAGS = [WORKDIR, DATA_DIR, CHECKPOINT]
+
+
+class FinishedRun(NamedTuple):
+    """A run read back from its workdir.
+
+    Attributes:
+      workdir: its folder.
+      network: its network, with exits (calibrated on the training set if it was trained without).
+      training: its training configuration.
+      data: its data, split as in training.
+    """
+
+    workdir: Path
+    network: Network
+    training: TrainingConfig
+    data: Dataset
+
+
+def run_of_flags() -> FinishedRun:
+    """The run that the flags name.
+
+    Raises:
+      ValueError: if no workdir is given; and what `load_run` raises.
+    """
+    if not WORKDIR.value:
+        raise ValueError("--workdir is needed: the folder of a run of experiments.train.")
+    checkpoint: Checkpoint = "best" if CHECKPOINT.value == "best" else "last"
+    return load_run(WORKDIR.value, DATA_DIR.value, checkpoint)
+
+
+def load_run(
+    workdir: str, data_dir: str | None = None, checkpoint: Checkpoint = "last"
+) -> FinishedRun:
+    """Read network and data of a run.
+
+    Args:
+      workdir: folder of the run.
+      data_dir: where its TFDS data lies; None is where it lay in training.
+      checkpoint: "last", or "best" on the validation split.
+
+    Raises:
+      ValueError: if the data is not that of the run.
+      FileNotFoundError: if run, checkpoint or data are missing.
+    """
+    _, training, description = load_configs(workdir)
+    network = restore_network(workdir, checkpoint)
+    run = records.read_json(Path(workdir) / records.RUN)
+    data = load_dataset(run["dataset"], data_dir or run["data_dir"])
+    data = data.split(training.validation, training.seed)
+    if data.fingerprint != description["fingerprint"]:
+        raise ValueError(f"the data {run['dataset']} is not what {workdir} was trained on.")
+    if network.config.exits == "none" or training.stage_cost == 0:
+        network = calibrate_exits(network, data.train_images, execution=training.execution)
+    return FinishedRun(Path(workdir), network, training, data)

@@ -1,0 +1,114 @@
+"""Where data comes from: bundled digits, TFDS (without TensorFlow), or `.npz` files."""
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from ocresnet.data.dataset import FIELDS, Dataset
+
+TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
+NAMES = ("digits", *TFDS_NAMES)
+
+DIGITS_TEST_SAMPLES = 360
+
+
+def load_dataset(
+    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = False
+) -> Dataset:
+    """Load a data set by name.
+
+    Args:
+      name: "digits" (bundled with scikit-learn; the last 360 samples in file order, by other
+        writers, are the test set); one of TFDS's "mnist", "fashion_mnist", "cifar10", "cifar100",
+        "svhn_cropped", prepared as array_record; or the path of a `.npz` file with train_images,
+        train_labels, test_images and test_labels.
+      data_dir: folder of the TFDS data; None is TFDS's own default.
+      download: let TFDS download and prepare what is missing.
+
+    Returns:
+      The data set, whole and in memory.
+
+    Raises:
+      ValueError: for an unknown name, or data that is damaged.
+      FileNotFoundError: if the data is not there.
+      ImportError: if the package that reads it is not installed.
+    """
+    if name == "digits":
+        return _digits()
+    if str(name).endswith(".npz"):
+        return _npz(Path(name))
+    if name in TFDS_NAMES:
+        return _tfds(name, data_dir, download)
+    raise ValueError(
+        f"dataset is {name!r}, but must be one of {', '.join(NAMES)}, or the path of a .npz file."
+    )
+
+
+def _digits() -> Dataset:
+    datasets = _import("sklearn.datasets", "scikit-learn", "demo")
+    digits = datasets.load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int32)
+    train, test = slice(None, -DIGITS_TEST_SAMPLES), slice(-DIGITS_TEST_SAMPLES, None)
+    return Dataset("digits", images[train], labels[train], images[test], labels[test])
+
+
+def _npz(path: Path) -> Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no data file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in FIELDS if name not in file]
+            arrays = {} if missing else {name: file[name] for name in FIELDS}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(FIELDS)}.")
+    return Dataset(path.stem, **arrays)
+
+
+def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
+    tfds = _import("tensorflow_datasets", "tensorflow-datasets", "tfds")
+    if data_dir is not None and not download and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"data_dir {data_dir} is not a folder.")
+    where = "TFDS's default folder" if data_dir is None else str(data_dir)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        prepared = builder.data_path.exists()
+        if not prepared and download:
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise ValueError(f"TFDS cannot prepare {name} in {where}: {error}") from error
+    if not prepared and not download:
+        raise FileNotFoundError(
+            f"{name} is not prepared in {where} as array_record; pass --download to fetch it "
+            "(needs a network), or --data_dir to say where it is."
+        )
+    arrays = {}
+    for split in ("train", "test"):
+        try:
+            source = builder.as_data_source(split=split)
+            records = [(record["image"], record["label"]) for record in source]
+        except Exception as error:
+            raise ValueError(
+                f"the {split} split of {name} in {where} is damaged: {error}"
+            ) from error
+        if not records:
+            raise ValueError(f"the {split} split of {name} in {where} is empty.")
+        images, labels = zip(*records, strict=True)
+        arrays[f"{split}_images"] = np.stack(images)
+        arrays[f"{split}_labels"] = np.array(labels, np.int32)
+    classes = builder.info.features["label"].num_classes or 0
+    return Dataset(name, **arrays, classes=classes)
+
+
+def _import(module: str, package: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is needed to read this data set: pip install 'ocresnet[{extra}]'."
+        ) from error

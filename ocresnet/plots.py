@@ -1,0 +1,134 @@
+"""Every figure, drawn from what a run saved and from nothing else.
+
+Training data is dashed, test data solid, as in the stage-cost paper.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ocresnet.training import records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = "figures"
+PRUNING = "pruning.json"
+
+STYLES = {"train": "--", "validation": ":", "test": "-"}
+COLOR, MARK = "C0", "C3"
+
+
+def save_figures(workdir: str | os.PathLike) -> list[Path]:
+    """Draw the figures of a run into `<workdir>/figures`, as PNG.
+
+    `epochs.png`: losses, accuracies and learning rate over epochs, from metrics.jsonl.
+    `depth.png`: losses and accuracies over depth, from trajectory.json (a finished run).
+    `convergence.png`: output residuals and parameter norms over depth, from the same file.
+
+    Args:
+      workdir: folder of a run.
+
+    Returns:
+      The files that were written.
+
+    Raises:
+      FileNotFoundError: if the folder holds no metrics.
+      ImportError: if matplotlib is not installed.
+    """
+    workdir = Path(workdir)
+    metrics = records.read_metrics(workdir)
+    if not metrics:
+        raise FileNotFoundError(f"there are no metrics in {workdir}: is it a run's workdir?")
+    figures = {"epochs": draw_epochs(metrics)}
+    trajectory_file = workdir / records.TRAJECTORY
+    if trajectory_file.exists():
+        measured = records.read_json(trajectory_file)
+        pruning_file = workdir / PRUNING
+        kept = (
+            records.read_json(pruning_file)["pruned"]["blocks"] if pruning_file.exists() else None
+        )
+        figures["depth"] = draw_depth(measured, kept)
+        figures["convergence"] = draw_convergence(measured, kept)
+    (workdir / FIGURES).mkdir(exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        path = workdir / FIGURES / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        paths.append(path)
+    return paths
+
+
+def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
+    """Loss and accuracy of the network's own output, and the learning rate, over epochs."""
+    figure, (loss, accuracy, rate) = _panels(3)
+    epochs = [row["epoch"] for row in metrics]
+    for split, style in STYLES.items():
+        if split in metrics[0]:
+            losses = [row[split]["losses"][-1] for row in metrics]
+            accuracies = [100 * row[split]["accuracies"][-1] for row in metrics]
+            loss.plot(epochs, losses, style, color=COLOR, label=split)
+            accuracy.plot(epochs, accuracies, style, color=COLOR, label=split)
+    rate.plot(epochs, [row["learning_rate"] for row in metrics], color=COLOR)
+    loss.set(xlabel="epoch", ylabel="loss of the output", yscale="log")
+    accuracy.set(xlabel="epoch", ylabel="accuracy of the output (%)")
+    rate.set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    loss.legend()
+    return figure
+
+
+def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
+    """Losses and accuracies of every intermediate output over depth; `kept` marks a cut."""
+    figure, (loss, accuracy) = _panels(2)
+    for split, style in STYLES.items():
+        if split in measured:
+            depth = range(len(measured[split]["losses"]))
+            loss.plot(depth, measured[split]["losses"], style, color=COLOR, label=split)
+            percent = [100 * value for value in measured[split]["accuracies"]]
+            accuracy.plot(depth, percent, style, color=COLOR, label=split)
+    loss.set(xlabel="residual blocks before the exit", ylabel="loss", yscale="log")
+    accuracy.set(xlabel="residual blocks before the exit", ylabel="accuracy (%)")
+    _mark((loss, accuracy), kept)
+    loss.legend()
+    return figure
+
+
+def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figure":
+    """What each block adds to the output, and the norm of its parameters, over depth."""
+    figure, (residual, norm) = _panels(2)
+    for split, style in STYLES.items():
+        if split in measured:
+            values = measured[split]["output_residuals"]
+            residual.plot(range(len(values)), values, style, color=COLOR, label=split)
+    norms = measured["parameter_norms"]
+    norm.plot(range(len(norms)), norms, color=COLOR)
+    residual.set(
+        xlabel="residual block k",
+        ylabel=r"output residual $\|\hat y_{k+1} - \hat y_k\|$",
+        yscale="log",
+    )
+    norm.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
+    _mark((residual, norm), kept)
+    residual.legend()
+    return figure
+
+
+def _panels(count: int) -> tuple["Figure", Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "matplotlib is needed to draw figures: pip install 'ocresnet[plots]'."
+        ) from error
+    figure = Figure(figsize=(4.2 * count, 3.4), layout="constrained")
+    axes = figure.subplots(1, count)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _mark(axes: Sequence[Any], kept: int | None) -> None:
+    if kept is not None:
+        for axis in axes:
+            axis.axvline(kept, color=MARK, linewidth=1, label=f"cut: {kept} blocks kept")

@@ -1,0 +1,97 @@
+"""Choosing the confidence at which samples may leave early, for a wanted accuracy or cost."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ocresnet.stage_cost.early_exit import NEVER
+from ocresnet.systems import counts
+from ocresnet.systems.resnet import ResNetConfig
+
+
+class Calibration(NamedTuple):
+    """A threshold, and what it gave on the data it was chosen with.
+
+    Attributes:
+      confidence: the threshold for `predict`.
+      accuracy: share of samples classified correctly, in [0, 1].
+      cost: mean multiply-adds a sample, as a share of those of the whole network without exits.
+    """
+
+    confidence: float
+    accuracy: float
+    cost: float
+
+
+def calibrate_confidence(
+    config: ResNetConfig,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    accuracy: float | None = None,
+    budget: float | None = None,
+    candidates: int = 1000,
+) -> Calibration:
+    """Choose the threshold for a wanted accuracy or a wanted cost.
+
+    Args:
+      config: the architecture, for its multiply-adds.
+      logits: every output for validation samples, [blocks + 1, samples, classes], as
+        `trajectory.logits_over_depth` gives them. Not of the test set.
+      labels: [samples].
+      accuracy: reach at least this share of correct samples, at the least cost.
+      budget: spend at most this share of the network's multiply-adds, as accurately as possible.
+      candidates: how many thresholds to try, at equally spaced quantiles of the confidences.
+
+    Returns:
+      The threshold with the accuracy and cost it has on these samples.
+
+    Raises:
+      ValueError: unless exactly one wish is given, and if no threshold grants it.
+    """
+    if (accuracy is None) == (budget is None):
+        raise ValueError("give either the accuracy or the budget that is wanted, and not both.")
+    if len(logits) != config.depth + 1:
+        raise ValueError(
+            f"logits of {len(logits)} outputs were given, but a network of {config.depth} blocks "
+            f"with exits has {config.depth + 1}."
+        )
+    confidences = np.asarray(jnp.max(jax.nn.softmax(logits), axis=-1))
+    correct = np.argmax(logits, axis=-1) == labels
+    costs = exit_costs(config)
+
+    def evaluate(threshold: float) -> Calibration:
+        sure = confidences >= threshold
+        sure[-1] = True
+        exits = np.argmax(sure, axis=0)
+        hits = correct[exits, np.arange(len(labels))]
+        return Calibration(float(threshold), float(hits.mean()), float(costs[exits].mean()))
+
+    thresholds = np.quantile(confidences[:-1], np.linspace(0, 1, candidates))
+    tried = [evaluate(threshold) for threshold in [*np.unique(thresholds), NEVER]]
+    if accuracy is not None:
+        granted = [choice for choice in tried if choice.accuracy >= accuracy]
+        best = max(choice.accuracy for choice in tried)
+        if not granted:
+            raise ValueError(f"no threshold reaches accuracy {accuracy}: the best is {best:.4f}.")
+        return min(granted, key=lambda choice: choice.cost)
+    assert budget is not None
+    granted = [choice for choice in tried if choice.cost <= budget]
+    if not granted:
+        least = min(choice.cost for choice in tried)
+        raise ValueError(f"no threshold meets a budget of {budget}: the least cost is {least:.4f}.")
+    return max(granted, key=lambda choice: choice.accuracy)
+
+
+def exit_costs(config: ResNetConfig) -> np.ndarray:
+    """Multiply-adds of leaving at each output, as shares of the plain network's: [blocks + 1].
+
+    Leaving at exit k takes the stem, k blocks and k + 1 exit heads; the last entry, the output
+    block, comes after all blocks and all exit heads.
+    """
+    cost = counts.multiply_adds(config)
+    blocks = np.concatenate([[0], np.cumsum(cost.blocks)])
+    heads = np.cumsum(np.append(cost.exits, cost.output_block))
+    return (cost.stem + blocks + heads) / cost.total

@@ -1,0 +1,80 @@
+"""Reading intermediate outputs from a network that was trained without them.
+
+Every exit needs batch statistics of its own (paper, A.1); a network trained without stage cost has
+none. They are gathered here from data, with the backbone's weights unchanged.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ocresnet.systems import layers, resnet
+from ocresnet.systems.network import Network
+from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.system import PyTree, Variables
+
+Array = jax.Array
+
+
+def calibrate_exits(
+    network: Network,
+    images: np.ndarray | Array,
+    *,
+    batch_size: int = 500,
+    execution: Execution = Execution(),
+) -> Network:
+    """Give every exit the batch statistics of `images`; backbone and output stay as they are.
+
+    A network without exits gets shared ones. Moments are the means of those of each batch; a last
+    batch that is not full is left out, unless it is the only one.
+
+    Args:
+      network: the network to read out; nothing in it is trained.
+      images: [samples, height, width, channels]; training images.
+      batch_size: samples a batch.
+      execution: precision, recomputation, scan or unrolled.
+
+    Returns:
+      The same network, with exits.
+    """
+    if len(images) == 0:
+        raise ValueError("calibrating the exits needs at least one image, but there are none.")
+    config = network.config
+    if config.exits == "none":
+        config = replace(config, exits="shared")
+    batch_stats = _with_fresh_exit_statistics(config, network.batch_stats)
+    batch_size = min(batch_size, len(images))
+    for index in range(len(images) // batch_size):
+        batch = images[index * batch_size : (index + 1) * batch_size]
+        # Keeping the share n / (n + 1) of what was gathered makes the running value a plain mean.
+        momentum = jnp.float32(index / (index + 1))
+        variables = Variables(network.params, batch_stats)
+        batch_stats = _gather(config, variables, batch, momentum, execution)
+    return Network(config, network.params, batch_stats)
+
+
+def _with_fresh_exit_statistics(config: ResNetConfig, batch_stats: PyTree) -> PyTree:
+    fresh = dict(batch_stats)
+    for segment in resnet.block_segments(config):
+        stats = layers.init_batch_norm(config.filters[-1])[1]
+        if not segment.transition:
+            stats = jax.tree.map(lambda leaf, n=segment.length: jnp.stack([leaf] * n), stats)
+        fresh[segment.name] = {**batch_stats[segment.name], "exit": stats}
+    return fresh
+
+
+@partial(jax.jit, static_argnames=("config", "execution"))
+def _gather(
+    config: ResNetConfig,
+    variables: Variables,
+    images: Array,
+    momentum: Array,
+    execution: Execution,
+) -> PyTree:
+    _, batch_stats = resnet.apply(
+        config, variables, images, train_exits=True, momentum=momentum, execution=execution
+    )
+    return batch_stats

@@ -1,0 +1,137 @@
+"""What a network does over its depth: the trajectories of Figures 2 to 5 of the stage-cost paper.
+
+Notation: yhat_k and L as in `objective`; w_F,k the parameters of residual branch k.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
+from ocresnet.systems import resnet
+from ocresnet.systems.network import Network
+from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.system import PyTree, Variables
+
+Array = jax.Array
+
+CROSS_ENTROPY = per_sample_loss()
+
+
+class Trajectory(NamedTuple):
+    """Means over the samples, at every output (the last is the network's own).
+
+    Attributes:
+      losses: L(yhat_k), [outputs].
+      accuracies: share of samples classified correctly, in [0, 1], [outputs].
+      probabilities: mean softmax probability of the right class, in [0, 1], [outputs].
+      output_residuals: mean of ||yhat_{k+1} - yhat_k||, [outputs - 1].
+    """
+
+    losses: np.ndarray | Array
+    accuracies: np.ndarray | Array
+    probabilities: np.ndarray | Array
+    output_residuals: np.ndarray | Array
+
+
+def trajectory(
+    network: Network,
+    images: np.ndarray | Array,
+    labels: np.ndarray | Array,
+    *,
+    loss: PerSampleLoss = CROSS_ENTROPY,
+    batch_size: int = 500,
+    execution: Execution = Execution(),
+) -> Trajectory:
+    """Losses, accuracies and output residuals over depth, in inference mode.
+
+    Args:
+      network: the network; without exits only its own output is measured.
+      images: [samples, height, width, channels], in the units of the network's `pixel_mean`.
+      labels: [samples], integers.
+      loss: per-sample loss.
+      batch_size: samples computed at a time.
+      execution: precision, recomputation, scan or unrolled.
+
+    Returns:
+      The trajectory, in float64.
+
+    Example:
+      >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
+    """
+    totals = None
+    for batch, mask in _padded_batches(len(labels), batch_size):
+        sums = _trajectory_sums(
+            network.config, network.variables, images[batch], labels[batch], mask, loss, execution
+        )
+        sums = jax.tree.map(partial(np.asarray, dtype=np.float64), sums)
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+    if totals is None:
+        raise ValueError("a trajectory needs at least one sample, but there are none.")
+    return jax.tree.map(lambda total: total / len(labels), totals)
+
+
+def logits_over_depth(
+    network: Network,
+    images: np.ndarray | Array,
+    *,
+    batch_size: int = 500,
+    execution: Execution = Execution(),
+) -> np.ndarray:
+    """Every output for every sample, in inference mode: [outputs, samples, classes], float32."""
+    parts = []
+    for batch, mask in _padded_batches(len(images), batch_size):
+        logits = _logits(network.config, network.variables, images[batch], execution)
+        parts.append(np.asarray(logits)[:, : int(mask.sum())])
+    return np.concatenate(parts, axis=1)
+
+
+def parameter_norms(config: ResNetConfig, params: PyTree) -> Array:
+    """||w_F,k||, the Euclidean norm of each residual branch, in order: [blocks]."""
+    norms = []
+    for segment in resnet.block_segments(config):
+        kept_axes = 0 if segment.transition else 1
+        squares = [
+            jnp.sum(jnp.square(leaf), axis=tuple(range(kept_axes, leaf.ndim)))
+            for leaf in jax.tree.leaves(params[segment.name]["residual"])
+        ]
+        norms.append(jnp.atleast_1d(jnp.sqrt(sum(squares))))
+    return jnp.concatenate(norms) if norms else jnp.zeros(0)
+
+
+def _padded_batches(samples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index arrays of one size that cover 0 ... samples - 1, and masks of those that count."""
+    batch_size = min(batch_size, samples)
+    for start in range(0, samples, batch_size):
+        index = np.arange(start, start + batch_size)
+        yield np.minimum(index, samples - 1), index < samples
+
+
+@partial(jax.jit, static_argnames=("config", "execution"))
+def _logits(
+    config: ResNetConfig, variables: Variables, images: Array, execution: Execution
+) -> Array:
+    return resnet.apply(config, variables, images, execution=execution)[0]
+
+
+@partial(jax.jit, static_argnames=("config", "loss", "execution"))
+def _trajectory_sums(
+    config: ResNetConfig,
+    variables: Variables,
+    images: Array,
+    labels: Array,
+    mask: Array,
+    loss: PerSampleLoss,
+    execution: Execution,
+) -> Trajectory:
+    """Sums over the samples that `mask` marks."""
+    logits = resnet.apply(config, variables, images, execution=execution)[0]
+    correct = jnp.argmax(logits, axis=-1) == labels
+    residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
+    chances = jnp.exp(-CROSS_ENTROPY(logits, labels))
+    values = Trajectory(loss(logits, labels), correct, chances, residuals)
+    return jax.tree.map(lambda value: jnp.sum(jnp.where(mask, value, 0), axis=-1), values)

@@ -1,0 +1,404 @@
+"""Training from start, or from where it stopped, to a finished network: `fit`."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ocresnet.data.batches import epoch_order, training_batch
+from ocresnet.data.dataset import Dataset
+from ocresnet.stage_cost.exits import calibrate_exits
+from ocresnet.stage_cost.objective import per_sample_loss
+from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms, trajectory
+from ocresnet.systems import network as networks
+from ocresnet.systems import resnet
+from ocresnet.systems.network import Network
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.training import records
+from ocresnet.training.checkpoints import Checkpoints
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.interruption import StopRequests, stop_requests
+from ocresnet.training.optimizer import learning_rate_schedule, paper_optimizer
+from ocresnet.training.progress import TrainingProgress
+from ocresnet.training.step import (
+    AXIS_NAME,
+    StepInfo,
+    TrainState,
+    init_state,
+    make_train_step,
+    map_over_devices,
+    training_outputs,
+    zero_totals,
+)
+
+CHECKPOINTS, NETWORK = "checkpoints", "network"
+
+STEPS_IN_FLIGHT = 8
+"""Steps that may be dispatched before their loss is looked at."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """Training met a loss or a parameter that is not finite."""
+
+
+class Run(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+      network: the trained network (its moving average, if one is kept).
+      metrics: one dictionary an epoch, as in `metrics.jsonl`.
+      trajectories: of the finished network on "train" (without augmentation), "validation" and
+        "test", where they exist; empty if the run was interrupted.
+      interrupted: whether a signal stopped it before the last epoch.
+    """
+
+    network: Network
+    metrics: list[dict[str, Any]]
+    trajectories: dict[str, Trajectory]
+    interrupted: bool
+
+
+def fit(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    data: Dataset,
+    *,
+    workdir: str | os.PathLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    keep_checkpoints: int = 2,
+    tensorboard: bool = False,
+    progress: bool = True,
+    provenance: dict[str, Any] | None = None,
+) -> Run:
+    """Train a network, or continue the run in `workdir` to the very same result.
+
+    After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
+    middle of an epoch and return.
+
+    Args:
+      network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
+      config: everything else that determines the numbers.
+      data: training and test set; `config.validation` is split off here.
+      workdir: folder of the run; None keeps nothing on disk.
+      devices: local devices to use; None means all.
+      keep_checkpoints: how many of the last checkpoints to keep.
+      tensorboard: also write TensorBoard files (needs tensorboardX).
+      progress: show a progress bar, or outside a terminal a line an epoch.
+      provenance: JSON values to note in `run.json`, such as where the data came from.
+
+    Returns:
+      The trained network, its metrics and its trajectories over depth.
+
+    Raises:
+      ValueError: if network, configuration, data and devices do not fit together, or the workdir
+        holds another run.
+      OSError: if the workdir cannot be written.
+      NonFiniteLossError: if the loss or a parameter stops being finite.
+
+    Example:
+      >>> data = load_dataset("digits")
+      >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
+    """
+    local_devices = list(jax.local_devices() if devices is None else devices)
+    data = data.split(config.validation, config.seed)
+    _check(network, config, data, len(local_devices))
+    if keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
+    folder = None if workdir is None else records.prepare_workdir(workdir)
+    if folder is not None:
+        records.check_config(folder, run_config(network, config, data))
+        if jax.process_index() == 0:
+            records.record_session(folder, provenance or {})
+    session = _Session(network, config, data, local_devices, folder, keep_checkpoints)
+    with (
+        records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
+        stop_requests() as stop,
+        session.progress(progress) as bar,
+    ):
+        interrupted = session.train(stop, bar, board)
+    return session.finish(interrupted)
+
+
+def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
+    """The architecture with image shape, classes and pixel statistics of a data set."""
+    mean, deviation = data.pixel_statistics
+    return replace(
+        network,
+        image_shape=data.image_shape,
+        classes=data.classes,
+        pixel_mean=mean,
+        pixel_deviation=deviation,
+    )
+
+
+def run_config(network: ResNetConfig, config: TrainingConfig, data: Dataset) -> dict[str, Any]:
+    """What determines a run's numbers, as JSON values."""
+    return {
+        "network": asdict(network),
+        "training": asdict(config),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "training_samples": len(data.train_labels),
+        },
+    }
+
+
+def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices: int) -> None:
+    """Refuse what cannot work before anything is compiled."""
+    if network.image_shape != data.image_shape:
+        raise ValueError(
+            f"the network takes images of shape {network.image_shape}, but {data.name} has "
+            f"{data.image_shape}."
+        )
+    if network.classes < data.classes:
+        raise ValueError(
+            f"the network has {network.classes} classes, but {data.name} has {data.classes}."
+        )
+    total_devices = devices * jax.process_count()
+    if config.batch_size % total_devices:
+        raise ValueError(
+            f"batch_size {config.batch_size} is not divisible over {total_devices} devices."
+        )
+    if config.batch_size > len(data.train_labels):
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
+            f"which has {len(data.train_labels)} samples."
+        )
+
+
+class _Session:
+    """One call of `fit`: the run's constants, its state and its position."""
+
+    def __init__(
+        self,
+        network: ResNetConfig,
+        config: TrainingConfig,
+        data: Dataset,
+        devices: list[jax.Device],
+        folder: Path | None,
+        keep_checkpoints: int,
+    ) -> None:
+        self.network, self.config, self.data = network, config, data
+        self.devices, self.folder = devices, folder
+        self.steps_per_epoch = len(data.train_labels) // config.batch_size
+        self.loss = per_sample_loss(config.loss, config.label_smoothing)
+        self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
+
+        variables = resnet.init(network, jax.random.key(config.seed))
+        optimizer = paper_optimizer(config, variables.params, self.steps_per_epoch)
+        # Replicated from the start: a state that moves after the first step would compile it twice.
+        mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.state: TrainState = jax.device_put(
+            init_state(network, config, variables, optimizer), replicated
+        )
+        self.train_step = map_over_devices(
+            make_train_step(network, config, optimizer, AXIS_NAME), devices
+        )
+        self.epoch = self.step_in_epoch = 0
+        self.metrics: list[dict[str, Any]] = []
+        self.checkpoints = self.metrics_file = None
+        if folder is not None:
+            self.checkpoints = Checkpoints(
+                folder / CHECKPOINTS, keep_checkpoints, scored=config.validation > 0
+            )
+            self._resume(self.checkpoints)
+            self.metrics = [
+                row for row in records.read_metrics(folder) if row["epoch"] <= self.epoch
+            ]
+            if jax.process_index() == 0:
+                self.metrics_file = records.MetricsFile(folder, self.epoch)
+
+    def _resume(self, checkpoints: Checkpoints) -> None:
+        step = checkpoints.latest_step()
+        if step is not None:
+            restored = checkpoints.restore(step, self.state)
+            self.state = restored.state
+            self.epoch = restored.position["epoch"]
+            self.step_in_epoch = restored.position["step_in_epoch"]
+
+    def progress(self, show: bool) -> TrainingProgress:
+        done = self.epoch * self.steps_per_epoch + self.step_in_epoch
+        show = show and jax.process_index() == 0
+        return TrainingProgress(
+            self.config.epochs, self.steps_per_epoch, self.config.batch_size, done, show
+        )
+
+    def train(
+        self, stop: StopRequests, bar: TrainingProgress, board: Callable[[dict], None]
+    ) -> bool:
+        """Run the epochs that are left; True if a signal stopped it."""
+        if self.epoch or self.step_in_epoch:
+            bar.note(f"continuing after epoch {self.epoch}, step {self.step_in_epoch} of the next")
+        images = jax.device_put(self.data.train_images)
+        labels = jax.device_put(self.data.train_labels)
+        while self.epoch < self.config.epochs:
+            start, first_step = time.perf_counter(), self.step_in_epoch
+            self._train_epoch(images, labels, stop, bar)
+            if self.step_in_epoch < self.steps_per_epoch:
+                self._save(score=None)
+                bar.note(f"stopped by a signal in epoch {self.epoch + 1}; the run can be continued")
+                return True
+            seconds = time.perf_counter() - start
+            steps = self.steps_per_epoch - first_step
+            row = self._finish_epoch(seconds, steps)
+            bar.epoch(row)
+            board(row)
+            if stop.requested and self.epoch < self.config.epochs:
+                bar.note(f"stopped by a signal after epoch {self.epoch}; the run can be continued")
+                return True
+        return False
+
+    def _train_epoch(
+        self, images: jax.Array, labels: jax.Array, stop: StopRequests, bar: TrainingProgress
+    ) -> None:
+        config = self.config
+        order = epoch_order(config.seed, self.epoch, len(labels))
+        fill = jnp.asarray(self.network.pixel_mean)
+        in_flight: deque[StepInfo] = deque()
+
+        def look_at_oldest() -> None:
+            info = in_flight.popleft()
+            objective = float(info.objective)
+            if not np.isfinite(objective):
+                done = self.epoch * self.steps_per_epoch + self.step_in_epoch
+                step = done - len(in_flight)
+                raise NonFiniteLossError(self._diverged(f"the loss is {objective} at step {step}"))
+            bar.step(self.epoch + 1, objective, float(info.accuracy))
+
+        while self.step_in_epoch < self.steps_per_epoch and not stop.requested:
+            batch = training_batch(
+                images,
+                labels,
+                order,
+                config.seed,
+                self.epoch,
+                self.step_in_epoch,
+                batch_size=config.batch_size,
+                devices=len(self.devices),
+                augmentation=config.augmentation,
+                fill=fill,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+            )
+            self.state, info = self.train_step(self.state, batch)
+            self.step_in_epoch += 1
+            in_flight.append(info)
+            if len(in_flight) == STEPS_IN_FLIGHT:
+                look_at_oldest()
+        while in_flight:
+            look_at_oldest()
+        if not bool(_all_finite(self.state)):
+            raise NonFiniteLossError(self._diverged("a parameter or statistic is not finite"))
+
+    def _diverged(self, what: str) -> str:
+        saved = self.checkpoints.latest_step() if self.checkpoints else None
+        if saved is None:
+            where = "there is no checkpoint yet"
+        else:
+            where = f"the last good checkpoint is {self.folder}/{CHECKPOINTS}/{saved}"
+        return (
+            f"{what} (epoch {self.epoch + 1}); {where}; a lower learning_rate, warmup_epochs=1 or "
+            "gradient_clip=1 may help."
+        )
+
+    def _finish_epoch(self, seconds: float, steps: int) -> dict[str, Any]:
+        """Evaluate, write the epoch's metrics, then its checkpoint."""
+        last_step = (self.epoch + 1) * self.steps_per_epoch - 1
+        means = jax.tree.map(
+            lambda total: np.asarray(total, np.float64) / self.steps_per_epoch, self.state.totals
+        )
+        network = self._network()
+        row: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "step": last_step + 1,
+            "learning_rate": float(self.schedule(last_step)),
+            "objective": means.objective,
+            "gradient_norm": means.gradient_norm,
+            "train": {"losses": means.losses, "accuracies": means.accuracies},
+        }
+        trained_exits = training_outputs(self.network, self.config) > 1
+        config = self.network if trained_exits else replace(self.network, exits="none")
+        evaluated = self._trajectories(replace(network, config=config), ("validation", "test"))
+        row |= evaluated
+        row["parameter_norms"] = parameter_norms(self.network, network.params)
+        row["seconds"] = seconds
+        row["images_per_second"] = steps * self.config.batch_size / seconds
+        row = records.plain(row)
+
+        self.state = self.state._replace(
+            totals=jax.device_put(
+                zero_totals(len(means.losses)), self.state.totals.objective.sharding
+            )
+        )
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.metrics.append(row)
+        # The row first: whenever a checkpoint says that an epoch is done, its row is there.
+        if self.metrics_file is not None:
+            self.metrics_file.append(row)
+        validation = evaluated.get("validation")
+        self._save(score=None if validation is None else float(validation.accuracies[-1]))
+        return row
+
+    def _save(self, score: float | None) -> None:
+        if self.checkpoints is not None:
+            step = self.epoch * self.steps_per_epoch + self.step_in_epoch
+            position = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch}
+            if step != self.checkpoints.latest_step():
+                self.checkpoints.save(step, self.state, position, score)
+
+    def _network(self) -> Network:
+        variables = self.state.variables if self.state.average is None else self.state.average
+        return Network(self.network, *jax.device_put(variables, self.devices[0]))
+
+    def _trajectories(self, network: Network, splits: Sequence[str]) -> dict[str, Trajectory]:
+        results = {}
+        for split in splits:
+            labels = getattr(self.data, f"{split}_labels")
+            if labels is not None:
+                results[split] = trajectory(
+                    network,
+                    getattr(self.data, f"{split}_images"),
+                    labels,
+                    loss=self.loss,
+                    execution=self.config.execution,
+                )
+        return results
+
+    def finish(self, interrupted: bool) -> Run:
+        """The result; of a finished run also its trajectories and network on disk."""
+        network, trajectories = self._network(), {}
+        if not interrupted:
+            readable = network
+            if training_outputs(self.network, self.config) == 1:
+                readable = calibrate_exits(
+                    network, self.data.train_images, execution=self.config.execution
+                )
+            trajectories = self._trajectories(readable, ("train", "validation", "test"))
+            if self.folder is not None and jax.process_index() == 0:
+                norms = parameter_norms(self.network, network.params)
+                records.write_json(
+                    self.folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms}
+                )
+                networks.save(network, self.folder / NETWORK)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        return Run(network, self.metrics, trajectories, interrupted)
+
+
+@jax.jit
+def _all_finite(state: TrainState) -> jax.Array:
+    leaves = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(leaves))

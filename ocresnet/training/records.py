@@ -1,0 +1,215 @@
+"""What a run leaves behind beside its checkpoints: configuration, provenance and metrics.
+
+config.json      what determines the numbers; a resumed run must have the same
+run.json         command, versions, devices, start of every session: for the reader
+metrics.jsonl    one JSON object an epoch
+trajectory.json  the finished network over its depth
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+CONFIG, RUN, METRICS, TRAJECTORY = "config.json", "run.json", "metrics.jsonl", "trajectory.json"
+
+PACKAGES = ("ocresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def prepare_workdir(workdir: str | os.PathLike) -> Path:
+    """Create the folder and check that it can be written.
+
+    Raises:
+      OSError: if it cannot.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"workdir {workdir} cannot be written: {error.strerror}.") from error
+    return workdir
+
+
+def check_config(workdir: Path, config: dict[str, Any]) -> None:
+    """Write the configuration of a new run, or refuse one that differs from that on disk.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    config = json.loads(json.dumps(config))
+    path = workdir / CONFIG
+    if not path.exists():
+        write_json(path, config)
+        return
+    found = read_json(path)
+    different = list(_differences(found, config))
+    if different:
+        raise ValueError(
+            f"{workdir} holds a run with another configuration ({'; '.join(different)}): choose "
+            "another workdir, or the same configuration to continue that run."
+        )
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            yield from _differences(
+                found.get(key), wanted.get(key), f"{name}.{key}" if name else key
+            )
+    elif found != wanted:
+        yield f"{name} is {found} there and {wanted} here"
+
+
+def record_session(workdir: Path, provenance: dict[str, Any]) -> None:
+    """Add this session to `run.json`: command, versions, devices, time, and `provenance`."""
+    path = workdir / RUN
+    run = read_json(path) if path.exists() else {"sessions": []}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    run.update(provenance)
+    run["sessions"].append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "versions": versions,
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+        }
+    )
+    write_json(path, run)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object an epoch, each on disk before the call returns."""
+
+    def __init__(self, workdir: Path, epochs_done: int) -> None:
+        """Open the file, keeping the rows of the epochs that are done and dropping later ones."""
+        self._path = workdir / METRICS
+        kept = [row for row in read_metrics(workdir) if row["epoch"] <= epochs_done]
+        text = "".join(_line(row) for row in kept)
+        _replace(self._path, text)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add the row of one epoch."""
+        with self._path.open("a") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    path = Path(workdir) / METRICS
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is damaged in line {number}: {error}") from error
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: if it is not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path.name} in {path.parent}: is it a run's workdir?")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step; arrays become lists."""
+    _replace(path, json.dumps(plain(value), indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The same value in JSON's types: arrays and scalars of numpy and JAX become lists and numbers,
+    named tuples dictionaries."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value).tolist()
+    return value
+
+
+@contextmanager
+def tensorboard(folder: Path | None) -> Iterator[Any]:
+    """A function (row) -> None that writes an epoch's metrics for TensorBoard, or does nothing.
+
+    Raises:
+      ImportError: if a folder is given and tensorboardX is not installed.
+    """
+    if folder is None:
+        yield lambda row: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboardX is needed for TensorBoard: pip install 'ocresnet[tensorboard]'."
+        ) from error
+    with SummaryWriter(str(folder)) as writer:
+
+        def write(row: dict[str, Any]) -> None:
+            for name, value in _scalars(row):
+                writer.add_scalar(name, value, row["epoch"])
+            writer.flush()
+
+        yield write
+
+
+def _scalars(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a row with its path; of a list over depth, the last: the network's own."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _scalars(item, f"{name}/{key}" if name else key)
+    elif isinstance(value, list):
+        if value:
+            yield from _scalars(value[-1], name)
+    elif isinstance(value, (int, float)):
+        yield name, value
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(plain(row)) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

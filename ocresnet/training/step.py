@@ -1,0 +1,184 @@
+"""One training step, as a pure function of state and batch, mapped over devices."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ocresnet.data.batches import Batch
+from ocresnet.stage_cost.objective import objective, output_losses, per_sample_loss
+from ocresnet.systems import resnet
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import PyTree, Variables
+from ocresnet.training.config import TrainingConfig
+
+Array = jax.Array
+
+AXIS_NAME = "batch"
+
+
+class EpochTotals(NamedTuple):
+    """Sums over the steps of the current epoch, part of the state so that a resumed epoch is whole.
+
+    Attributes:
+      objective: of equation (3), without weight decay, [].
+      losses: training loss of each output, [outputs].
+      accuracies: training accuracy of each output, [outputs].
+      gradient_norm: norm of the gradient before clipping, [].
+    """
+
+    objective: Array
+    losses: Array
+    accuracies: Array
+    gradient_norm: Array
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to continue.
+
+    Attributes:
+      step: training steps done, int32.
+      variables: parameters and batch statistics.
+      opt_state: state of the optimizer.
+      average: moving average of `variables`, or None.
+      totals: sums of the epoch's metrics.
+    """
+
+    step: Array
+    variables: Variables
+    opt_state: PyTree
+    average: Variables | None
+    totals: EpochTotals
+
+
+class StepInfo(NamedTuple):
+    """Diagnostics of one step, means over the global batch.
+
+    Attributes:
+      objective: of equation (3), without weight decay.
+      accuracy: of the network's own output, in [0, 1].
+    """
+
+    objective: Array
+    accuracy: Array
+
+
+def training_outputs(network: ResNetConfig, config: TrainingConfig) -> int:
+    """How many outputs a training step computes: all, or without stage cost only the last."""
+    return network.outputs if config.stage_cost > 0 else 1
+
+
+def init_state(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    variables: Variables,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The state before the first step."""
+    # A copy of its own: the step gives its argument's buffers away, one buffer must not be two.
+    average = jax.tree.map(jnp.copy, variables) if config.average_decay > 0 else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        opt_state=optimizer.init(variables.params),
+        average=average,
+        totals=zero_totals(training_outputs(network, config)),
+    )
+
+
+def zero_totals(outputs: int) -> EpochTotals:
+    """The totals at the start of an epoch."""
+    zero = jnp.zeros(())
+    return EpochTotals(zero, jnp.zeros(outputs), jnp.zeros(outputs), jnp.copy(zero))
+
+
+def make_train_step(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
+    """The step of one device: gradient of equation (3), averaged over devices, and the update.
+
+    With gamma = 0 the exits are not computed at all: the program is that of standard training.
+
+    Args:
+      network: the architecture.
+      config: the training configuration.
+      optimizer: applied to the mean gradient.
+      axis_name: the mapped axis that the batch is split over, or None on a single device.
+
+    Returns:
+      A function (state, batch) -> (state, info), where the batch has no device axis.
+    """
+    if config.stage_cost == 0:
+        network = replace(network, exits="none")
+    loss = per_sample_loss(config.loss, config.label_smoothing)
+
+    def mean_over_devices(tree: PyTree) -> PyTree:
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def loss_and_aux(
+        params: PyTree, batch_stats: PyTree, batch: Batch
+    ) -> tuple[Array, tuple[Array, Array, PyTree]]:
+        logits, batch_stats = resnet.apply(
+            network,
+            Variables(params, batch_stats),
+            batch.images,
+            train=True,
+            axis_name=axis_name,
+            execution=config.execution,
+        )
+        losses = output_losses(loss, logits, batch.labels)
+        accuracies = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels, axis=-1)
+        return objective(losses, config.stage_cost), (losses, accuracies, batch_stats)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+        params, batch_stats = state.variables
+        (value, (losses, accuracies, batch_stats)), gradient = jax.value_and_grad(
+            loss_and_aux, has_aux=True
+        )(params, batch_stats, batch)
+        value, losses, accuracies, gradient = mean_over_devices(
+            (value, losses, accuracies, gradient)
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        variables = Variables(optax.apply_updates(params, updates), batch_stats)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(variables, average, 1 - config.average_decay)
+        metrics = EpochTotals(value, losses, accuracies, optax.tree.norm(gradient))
+        totals = jax.tree.map(jnp.add, state.totals, metrics)
+        state = TrainState(state.step + 1, variables, opt_state, average, totals)
+        return state, StepInfo(value, accuracies[-1])
+
+    return train_step
+
+
+def map_over_devices(
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepInfo]],
+    devices: Sequence[jax.Device],
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
+    """Map a step made with `axis_name=AXIS_NAME` over devices.
+
+    The state carries no device axis: one device and many have the same checkpoint. The buffers of
+    the state that is passed in are reused.
+
+    Args:
+      train_step: (state, batch) -> (state, info).
+      devices: the devices to run on.
+
+    Returns:
+      The same function, for batches with a leading device axis.
+    """
+    return jax.pmap(
+        train_step,
+        axis_name=AXIS_NAME,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=0,
+        devices=devices,
+    )
