@@ -30,7 +30,7 @@ def train(wanted: flags.RunFlags, data: Dataset) -> Run:
     )
     if not run.interrupted:
         print_depth_table(run.trajectories)
-    draw_figures(wanted.workdir)
+        draw_figures(wanted.workdir)
     return run
 
 

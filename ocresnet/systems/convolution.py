@@ -3,8 +3,10 @@
 XLA's CPU backend has a fast path for convolutions in NHWC/HWIO form. The transposes that JAX
 derives for a convolution leave that form; in a loop body (where the backend does not rewrite them)
 they run about 30 times slower. This module therefore defines a bilinear primitive, the convolution
-of unit stride, whose two transposes are written as convolutions of the same primitive. It is closed
-under differentiation, so forward mode, reverse mode, their compositions and vmap all work.
+of unit stride, whose transposes are written out: the input gradient as the same primitive, the
+kernel gradient as a product of matrices, which is also twice as fast as any convolution there. The
+primitive is closed under differentiation, so forward mode, reverse mode, their compositions and
+vmap all work.
 
 Notation
     x   images [batch, height, width, channels_in]
@@ -91,11 +93,30 @@ def _transpose_x(cotangent: jax.Array, x: Any, kernel: jax.Array, *, padding: Pa
 def _transpose_kernel(
     cotangent: jax.Array, x: jax.Array, kernel: Any, *, padding: Padding
 ) -> jax.Array:
-    """Kernel gradient: images convolved with the cotangent, batch and channel swapped in both."""
-    gradient = unit_stride_convolution(
-        x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), padding
-    )
-    return gradient.transpose(1, 2, 0, 3)
+    """Kernel gradient, as one product of two matrices.
+
+    dw[i, j] = sum over b, h, l of  x[b, h + i, l + j] cotangent[b, h, l]  (x with its padding).
+    Moving the shift of the rows to the cotangent makes the two shifts separate: with x shifted by
+    every j side by side, and the cotangent by every i, a single product gives all (i, j).
+    """
+    del kernel
+    (top, bottom), columns = padding
+    channels_in, channels_out = x.shape[3], cotangent.shape[3]
+    height = x.shape[1] + top + bottom - cotangent.shape[1] + 1
+    width = x.shape[2] + sum(columns) - cotangent.shape[2] + 1
+    x = jnp.pad(x, ((0, 0), (0, 0), columns, (0, 0)))
+    rows = (height - 1 - top, height - 1 - bottom)
+    cotangent = jnp.pad(cotangent, ((0, 0), rows, (0, 0), (0, 0)))
+    rows_in, columns_out = x.shape[1], cotangent.shape[2]
+    x_shifted = [x[:, :, j : j + columns_out] for j in range(width)]
+    cotangent_shifted = [
+        cotangent[:, height - 1 - i : height - 1 - i + rows_in] for i in range(height)
+    ]
+    x_matrix = jnp.concatenate(x_shifted, axis=-1).reshape(-1, width * channels_in)
+    cotangent_matrix = jnp.concatenate(cotangent_shifted, axis=-1)
+    cotangent_matrix = cotangent_matrix.reshape(-1, height * channels_out)
+    gradient = (x_matrix.T @ cotangent_matrix).reshape(width, channels_in, height, channels_out)
+    return gradient.transpose(2, 0, 1, 3)
 
 
 def _batch(
