@@ -1,7 +1,7 @@
 """A labelled image data set in memory, checked when it is made."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,13 +25,13 @@ class Dataset:
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: np.ndarray = field(repr=False)
+    train_labels: np.ndarray = field(repr=False)
+    test_images: np.ndarray = field(repr=False)
+    test_labels: np.ndarray = field(repr=False)
     classes: int = 0
-    validation_images: np.ndarray | None = None
-    validation_labels: np.ndarray | None = None
+    validation_images: np.ndarray | None = field(default=None, repr=False)
+    validation_labels: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):

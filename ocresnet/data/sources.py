@@ -60,7 +60,7 @@ def _npz(path: Path) -> Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"there is no data file {path}.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [name for name in FIELDS if name not in file]
             arrays = {} if missing else {name: file[name] for name in FIELDS}
     except Exception as error:

@@ -54,7 +54,7 @@ def per_sample_loss(name: Loss = "cross_entropy", label_smoothing: float = 0.0) 
         targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
         if name == "l2":
-            return jnp.sum(optax.l2_loss(logits, targets), axis=-1)
+            return jnp.sum(optax.l2_loss(logits - targets), axis=-1)
         return optax.softmax_cross_entropy(logits, targets)
 
     return loss

@@ -60,9 +60,14 @@ def trajectory(
     Returns:
       The trajectory, in float64.
 
+    Raises:
+      ValueError: if there are no samples.
+
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
     """
+    if len(labels) == 0:
+        raise ValueError("a trajectory needs at least one sample, but there are none.")
     totals = None
     for batch, mask in _padded_batches(len(labels), batch_size):
         sums = _trajectory_sums(
@@ -70,8 +75,6 @@ def trajectory(
         )
         sums = jax.tree.map(partial(np.asarray, dtype=np.float64), sums)
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-    if totals is None:
-        raise ValueError("a trajectory needs at least one sample, but there are none.")
     return jax.tree.map(lambda total: total / len(labels), totals)
 
 

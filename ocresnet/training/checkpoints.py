@@ -39,6 +39,9 @@ class Checkpoints:
           folder: where the checkpoints lie.
           keep: how many of the last ones to keep.
           scored: whether checkpoints have a score; then the best one is kept too.
+
+        Raises:
+          ValueError: if what is there is damaged.
         """
         policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(keep)]
         if scored:
@@ -47,15 +50,18 @@ class Checkpoints:
                     get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
-            item_names=("state", "position"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                best_fn=_score if scored else None,
-                enable_async_checkpointing=False,
-            ),
+        self._scored = scored
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=_score if scored else None,
+            enable_async_checkpointing=False,
         )
+        try:
+            self._manager = ocp.CheckpointManager(
+                Path(folder).absolute(), item_names=("state", "position"), options=options
+            )
+        except ValueError as error:
+            raise ValueError(f"the checkpoints in {folder} cannot be read: {error}") from error
 
     def save(self, step: int, state: PyTree, position: dict[str, Any], score: float | None) -> None:
         """Write a checkpoint; when this returns, it is on disk and whole.
@@ -81,7 +87,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest score, or None if none has a score."""
-        return self._manager.best_step()
+        return self._manager.best_step() if self._scored else None
 
     def restore(self, step: int, like: PyTree) -> Restored:
         """Read a checkpoint.

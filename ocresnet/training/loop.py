@@ -49,7 +49,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Run(NamedTuple):
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
       network: the trained network (its moving average, if one is kept).

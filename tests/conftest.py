@@ -1,0 +1,62 @@
+"""Eight virtual devices for every test, and small networks and data that tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import numpy as np
+import pytest
+
+from ocresnet.data.dataset import Dataset
+from ocresnet.systems import resnet
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Variables
+
+SMALL = {
+    "homogeneous": ResNetConfig.homogeneous(blocks=4, filters=6, image_shape=(8, 8, 2), classes=3),
+    "standard": ResNetConfig.standard(
+        blocks=6, filters=(4, 6, 8), image_shape=(9, 8, 2), classes=3
+    ),
+}
+
+
+apply = jax.jit(resnet.apply, static_argnames=("config", "train", "train_exits", "execution"))
+"""`resnet.apply`, compiled: tests would spend their time dispatching single operations."""
+
+
+def random_variables(config: ResNetConfig, seed: int = 0) -> Variables:
+    """Parameters and statistics with nothing at a special value, so that no term can hide."""
+    variables = resnet.init(config, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+
+    def perturb(path, leaf):
+        name = path[-1].key
+        noise = rng.normal(size=leaf.shape)
+        value = np.exp(0.3 * noise) if name == "variance" else np.asarray(leaf) + 0.3 * noise
+        return jax.numpy.asarray(value, leaf.dtype)
+
+    return Variables(**jax.tree.map_with_path(perturb, variables._asdict()))
+
+
+def random_images(config: ResNetConfig, batch: int = 5, seed: int = 1) -> np.ndarray:
+    """Float images of the network's shape."""
+    shape = (batch, *config.image_shape)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def to_float64(tree):
+    """The same tree in float64; only inside `jax.enable_x64(True)`."""
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf), "float64"), tree)
+
+
+@pytest.fixture
+def toy_data() -> Dataset:
+    """96 + 32 images of 6x6 pixels in three classes that differ in their mean."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 128).astype(np.int32)
+    images = 40 * labels[:, None, None, None] + rng.integers(0, 120, (128, 6, 6, 1))
+    images = images.astype(np.uint8)
+    return Dataset("toy", images[:96], labels[:96], images[96:], labels[96:])

@@ -1,0 +1,165 @@
+"""The binaries as a user starts them, in processes of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ocresnet import load
+
+ROOT = Path(__file__).parents[2]
+QUICK = (
+    "--preset=digits_homogeneous12_shared",
+    "--blocks=3",
+    "--filters=8",
+    "--epochs=2",
+    "--milestones=1",
+)
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(program: str, *arguments: object) -> tuple[int, str, str]:
+    process = start(program, *arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("run")
+    code, output, errors = finish("train", *QUICK, f"--workdir={workdir}")
+    assert code == 0, errors
+    assert "epoch 2/2" in output and "images/s" in output and "test accuracy" in output
+    return workdir
+
+
+@pytest.mark.slow
+def test_train_leaves_metrics_figures_network_and_checkpoints(finished):
+    """Training, the records and the figures, end to end."""
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {path.name for path in (finished / "figures").iterdir()} == {
+        "depth.png",
+        "epochs.png",
+        "convergence.png",
+    }
+    for name in ("config.json", "run.json", "trajectory.json", "network/network.json"):
+        assert (finished / name).is_file()
+    command = json.loads((finished / "run.json").read_text())["sessions"][0]["command"]
+    assert "--blocks=3" in command
+
+
+@pytest.mark.slow
+def test_evaluate_reads_the_run_and_tries_early_exits(finished):
+    """Restoring, trajectories, calibration and early-exit inference."""
+    code, output, errors = finish("evaluate", f"--workdir={finished}", "--exit_budget=0.9")
+    assert code == 0, errors
+    assert "early exit at confidence" in output
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    trajectory = json.loads((finished / "trajectory.json").read_text())
+    np.testing.assert_allclose(
+        evaluation["test"]["losses"], trajectory["test"]["losses"], rtol=1e-5
+    )
+    assert evaluation["early_exit"]["calibration"]["cost"] <= 0.9
+
+
+@pytest.mark.slow
+def test_prune_writes_a_network_that_loads_alone(finished):
+    """The depth rule, a given depth, the report and the pruned network."""
+    code, output, errors = finish("prune", f"--workdir={finished}", "--blocks=1")
+    assert code == 0, errors
+    assert "| residual blocks | 3 | 1 | 0.33 |" in output
+    assert load(finished / "pruned").config.blocks == (1,)
+    trajectory = json.loads((finished / "trajectory.json").read_text())
+    report = json.loads((finished / "pruning.json").read_text())
+    np.testing.assert_allclose(
+        report["pruned"]["accuracy"], trajectory["test"]["accuracies"][1], atol=1e-6
+    )
+    code, output, errors = finish("prune", f"--workdir={finished}", "--tolerance=100")
+    assert code == 0 and "depth rule: 0 of 3 blocks" in output, errors
+
+
+@pytest.mark.slow
+def test_a_real_sigkill_loses_no_finished_epoch(finished, tmp_path):
+    """SIGKILL at an arbitrary moment, then the same command: the same metrics, to the bit."""
+    process = start("train", *QUICK, f"--workdir={tmp_path}")
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert metrics.read_text().count("\n") >= 1
+    code, _, errors = finish("train", *QUICK, f"--workdir={tmp_path}")
+    assert code == 0, errors
+
+    def rows(folder):
+        parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for row in parsed:
+            del row["seconds"], row["images_per_second"]
+        return parsed
+
+    assert rows(tmp_path) == rows(finished)
+
+
+def test_help_is_grouped_and_names_presets():
+    code, output, _ = finish("train", "--help")
+    assert code == 0
+    for part in ("Run:", "Network:", "Objective:", "Optimizer:", "--stage_cost", "Table 1"):
+        assert part in output
+    for program in ("evaluate", "prune", "demo", "write_tfds"):
+        code, output, _ = finish(program, "--help")
+        assert code == 0 and "python -m experiments." in output
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train", (), "--preset is needed"),
+        ("train", ("--preset=digits_homogeneous12_shared", "--exits=some"), "none|shared|separate"),
+        ("train", ("--preset=digits_homogeneous12_shared", "--batch_size=0"), "batch_size is 0"),
+        ("train", ("--preset=digits_homogeneous12_shared", "--devices=3"), "this machine has 1"),
+        ("train", ("--preset=mnist_homogeneous54_shared", "--data_dir=/none"), "is not a folder"),
+        ("train", ("--preset=digits_homogeneous12_shared", "--workdir=/dev/null/x"), "cannot be"),
+        ("train", ("surprise",), "unexpected argument 'surprise'"),
+        ("evaluate", (), "--workdir is needed"),
+        ("prune", ("--workdir=/none",), "there is no config.json in /none"),
+    ],
+)
+def test_bad_input_gets_one_sentence(program, arguments, message):
+    code, _, errors = finish(program, *arguments)
+    assert code == 1
+    assert message in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_too_many_blocks_and_a_damaged_checkpoint_get_one_sentence(finished, tmp_path):
+    """Errors that need a finished run."""
+    code, _, errors = finish("prune", f"--workdir={finished}", "--blocks=4")
+    assert code == 1 and "cannot keep 4 blocks: this network has 3" in errors
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished, damaged)
+    for file in (damaged / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    code, _, errors = finish("evaluate", f"--workdir={damaged}")
+    assert code == 1 and "cannot be read" in errors and "Traceback" not in errors

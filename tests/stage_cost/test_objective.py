@@ -1,0 +1,76 @@
+"""Equation (3) and its losses, against numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ocresnet.stage_cost.objective import (
+    objective,
+    output_losses,
+    per_sample_loss,
+    separate_exit_mask,
+    weight_decay_mask,
+)
+
+LOGITS = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
+LABELS = np.array([0, 2, 1, 1, 0])
+
+
+def smoothed(smoothing):
+    return np.eye(3)[LABELS] * (1 - smoothing) + smoothing / 3
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_cross_entropy(smoothing):
+    log_probabilities = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    wanted = -np.sum(smoothed(smoothing) * log_probabilities, -1)
+    got = per_sample_loss("cross_entropy", smoothing)(LOGITS, LABELS)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_l2(smoothing):
+    wanted = 0.5 * np.sum((LOGITS - smoothed(smoothing)) ** 2, -1)
+    np.testing.assert_allclose(per_sample_loss("l2", smoothing)(LOGITS, LABELS), wanted, rtol=1e-5)
+
+
+def test_objective_is_equation_3():
+    losses = output_losses(per_sample_loss(), LOGITS, LABELS)
+    assert losses.shape == (4,)
+    wanted = losses[3] + 0.02 * (losses[0] + losses[1] + losses[2])
+    np.testing.assert_allclose(objective(losses, 0.02), wanted, rtol=1e-6)
+    assert objective(losses, 0.0) == losses[3]
+
+
+def test_any_per_sample_loss_can_be_used():
+    losses = output_losses(lambda logits, labels: logits[..., 0] * labels, LOGITS, LABELS)
+    np.testing.assert_allclose(losses, (LOGITS[..., 0] * LABELS).mean(-1), rtol=1e-5)
+
+
+def test_masks_name_residual_branches_and_separate_heads():
+    tree = {
+        "stem": jnp.zeros(1),
+        "stage_0": {"residual": {"k": jnp.zeros(1)}, "exit": {"norm": {"scale": jnp.zeros(1)}}},
+    }
+    all_of_it = weight_decay_mask(tree, "all")
+    assert all_of_it == {
+        "stem": True,
+        "stage_0": {"residual": {"k": True}, "exit": {"norm": {"scale": True}}},
+    }
+    assert weight_decay_mask(tree, "residual_branches") == {
+        "stem": False,
+        "stage_0": {"residual": {"k": True}, "exit": {"norm": {"scale": False}}},
+    }
+    assert separate_exit_mask(tree) == {
+        "stem": False,
+        "stage_0": {"residual": {"k": False}, "exit": {"norm": {"scale": True}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("hinge", 0.0), "cross_entropy, l2"), (("l2", 1.0), "label_smoothing is 1.0")],
+)
+def test_unknown_losses_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        per_sample_loss(*arguments)

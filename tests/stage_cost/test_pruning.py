@@ -1,0 +1,104 @@
+"""Cutting, the depth rule, and the report."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
+from ocresnet.stage_cost.trajectory import Trajectory
+from ocresnet.systems import counts, resnet
+from ocresnet.systems.network import Network
+from tests.conftest import SMALL, random_images, random_variables
+
+
+def network_of(name: str, exits: str) -> Network:
+    config = replace(SMALL[name], exits=exits)
+    return Network(config, *random_variables(config))
+
+
+@pytest.mark.parametrize("exits", ["shared", "separate"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_cut_network_is_as_large_as_a_subresnet_trained_alone(name, exits):
+    """All SubResNets of one depth have the same parameters (paper, A.1), of the same shapes."""
+    network = network_of(name, exits)
+    for blocks in range(network.config.depth):
+        cut = prune(network, blocks)
+        alone = replace(network.config.subresnet(blocks), exits="none")
+        assert cut.config.exits == ("shared" if exits == "shared" else "none")
+        fresh = resnet.init(replace(alone, exits=cut.config.exits), jax_key())
+        assert shapes(cut.params) == shapes(fresh.params)
+        assert shapes(cut.batch_stats) == shapes(fresh.batch_stats)
+        assert counts.parameter_count(cut.params) == counts.parameter_count(
+            resnet.init(alone, jax_key()).params
+        )
+
+
+def test_cutting_nothing_changes_nothing():
+    network = network_of("standard", "shared")
+    cut = prune(network, network.config.depth)
+    assert cut.config == network.config
+    assert shapes(cut.params) == shapes(network.params)
+
+
+def test_a_network_without_exits_cannot_be_cut():
+    with pytest.raises(ValueError, match="calibrate_exits first"):
+        prune(network_of("standard", "none"), 2)
+
+
+def test_too_many_blocks_are_refused():
+    with pytest.raises(ValueError, match="cannot keep 7 blocks: this network has 6"):
+        prune(network_of("standard", "shared"), 7)
+
+
+def measured(accuracies, probabilities=None) -> Trajectory:
+    accuracies = np.array(accuracies)
+    probabilities = accuracies if probabilities is None else np.array(probabilities)
+    return Trajectory(-np.log(accuracies), accuracies, probabilities, np.zeros(len(accuracies) - 1))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "probabilities", "tolerance", "blocks"),
+    [
+        ([0.1, 0.8, 0.9, 0.9], None, 0.5, 2),
+        ([0.1, 0.895, 0.9, 0.9], None, 0.5, 1),  # exactly half a point
+        ([0.1, 0.894, 0.9, 0.9], None, 0.5, 2),
+        ([0.1, 0.95, 0.9, 0.9], None, 0.0, 1),  # an exit may be better than the end
+        ([0.9, 0.9, 0.9], None, 0.0, 0),
+        ([0.1, 0.2, 0.9], None, 0.5, 2),
+        ([0.1, 0.9, 0.9, 0.9], [0.1, 0.7, 0.86, 0.86], 0.5, 2),  # equal mistakes, less sure
+        ([0.1, 0.9, 0.9, 0.9], [0.1, 0.7, 0.86, 0.86], 20, 1),
+    ],
+)
+def test_depth_rule(accuracies, probabilities, tolerance, blocks):
+    assert recommend_depth(measured(accuracies, probabilities), tolerance) == blocks
+
+
+def test_depth_rule_refuses_nonsense():
+    with pytest.raises(ValueError, match="must not be negative"):
+        recommend_depth(measured([0.5, 0.6]), -1)
+    with pytest.raises(ValueError, match="finite"):
+        recommend_depth(measured([0.5, np.nan]))
+
+
+def test_report_measures_the_networks_own_output():
+    network = network_of("homogeneous", "shared")
+    images = random_images(network.config, batch=12)
+    labels = np.arange(12) % 3
+    reports = [report(n, images, labels) for n in (network, prune(network, 1))]
+    assert [r.blocks for r in reports] == [4, 1]
+    assert reports[0].parameters == counts.parameter_count(network.params)
+    assert reports[1].multiply_adds == counts.multiply_adds(network.config.subresnet(1)).total
+    assert all(r.milliseconds > 0 and 0 <= r.accuracy <= 1 for r in reports)
+    table = report_table(*reports)
+    assert "| residual blocks | 4 | 1 | 0.25 |" in table
+    assert len(table.splitlines()) == 7
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: leaf.shape, tree)
+
+
+def jax_key():
+    return jax.random.key(0)

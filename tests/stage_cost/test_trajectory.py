@@ -1,0 +1,58 @@
+"""Trajectories against sums over single samples."""
+
+import jax
+import numpy as np
+import pytest
+
+from ocresnet.stage_cost.objective import per_sample_loss
+from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms, trajectory
+from ocresnet.systems.network import Network
+from tests.conftest import SMALL, apply, random_images, random_variables
+
+
+@pytest.fixture(params=SMALL)
+def network(request) -> Network:
+    config = SMALL[request.param]
+    return Network(config, *random_variables(config))
+
+
+def test_means_do_not_depend_on_the_batch_size(network):
+    images = random_images(network.config, batch=7)
+    labels = np.arange(7) % 3
+    logits = np.asarray(apply(network.config, network.variables, images)[0], np.float64)
+    loss = per_sample_loss("l2")
+    for batch_size in (3, 7, 100):
+        measured = trajectory(network, images, labels, loss=loss, batch_size=batch_size)
+        target = np.eye(3)[labels]
+        np.testing.assert_allclose(
+            measured.losses, 0.5 * ((logits - target) ** 2).sum(-1).mean(-1), rtol=1e-5
+        )
+        np.testing.assert_allclose(measured.accuracies, (logits.argmax(-1) == labels).mean(-1))
+        probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(
+            measured.probabilities, (probabilities * target).sum(-1).mean(-1), rtol=1e-5
+        )
+        residuals = np.linalg.norm(np.diff(logits, axis=0), axis=-1).mean(-1)
+        np.testing.assert_allclose(measured.output_residuals, residuals, rtol=1e-5)
+        got = logits_over_depth(network, images, batch_size=batch_size)
+        np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_parameter_norms_are_those_of_each_residual_branch(network):
+    norms = parameter_norms(network.config, network.params)
+    assert norms.shape == (network.config.depth,)
+    total = sum(
+        float(np.sum(np.square(leaf)))
+        for name, entry in network.params.items()
+        if "residual" in entry
+        for leaf in jax.tree.leaves(entry["residual"])
+    )
+    np.testing.assert_allclose(np.sum(np.square(norms)), total, rtol=1e-5)
+    first = network.params["stage_0"]["residual"]
+    square = sum(float(np.sum(np.square(leaf[0]))) for leaf in jax.tree.leaves(first))
+    np.testing.assert_allclose(norms[0], np.sqrt(square), rtol=1e-5)
+
+
+def test_no_samples_are_refused(network):
+    with pytest.raises(ValueError, match="at least one sample"):
+        trajectory(network, random_images(network.config, batch=0), np.zeros(0, int))

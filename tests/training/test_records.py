@@ -1,0 +1,82 @@
+"""Metrics, configuration and provenance on disk."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ocresnet.training import records
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_of_epochs_that_are_not_done_are_dropped(tmp_path):
+    file = records.MetricsFile(tmp_path, 0)
+    for epoch in (1, 2, 3):
+        file.append({"epoch": epoch, "losses": np.array([0.5, epoch])})
+    path = tmp_path / records.METRICS
+    with path.open("a") as stream:
+        stream.write('{"epoch": 4, "los')  # killed while writing
+    assert [row["epoch"] for row in records.read_metrics(tmp_path)] == [1, 2, 3]
+    records.MetricsFile(tmp_path, 2).append({"epoch": 3})
+    assert rows(path) == [
+        {"epoch": 1, "losses": [0.5, 1.0]},
+        {"epoch": 2, "losses": [0.5, 2.0]},
+        {"epoch": 3},
+    ]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    (tmp_path / records.METRICS).write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
+    with pytest.raises(ValueError, match="damaged in line 2"):
+        records.read_metrics(tmp_path)
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    records.check_config(tmp_path, {"training": {"seed": 0, "milestones": (1, 2)}})
+    records.check_config(tmp_path, {"training": {"seed": 0, "milestones": (1, 2)}})
+    with pytest.raises(ValueError, match=r"training\.seed is 0 there and 1 here") as error:
+        records.check_config(tmp_path, {"training": {"seed": 1, "milestones": (1, 2)}})
+    assert "milestones" not in str(error.value)
+
+
+def test_every_session_is_recorded(tmp_path):
+    records.record_session(tmp_path, {"dataset": "digits"})
+    records.record_session(tmp_path, {"dataset": "digits"})
+    run = records.read_json(tmp_path / records.RUN)
+    assert run["dataset"] == "digits" and len(run["sessions"]) == 2
+    assert run["sessions"][0]["versions"]["jax"]
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="workdir .* cannot be written"):
+        records.prepare_workdir(tmp_path / "file" / "run")
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    row = {"epoch": 2, "objective": 0.5, "test": {"accuracies": [0.1, 0.75]}}
+    with records.tensorboard(tmp_path) as write:
+        write(row)
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    found, position = {}, 0
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 8], "little")
+        event = Event.FromString(content[position + 12 : position + 12 + length])
+        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        position += 16 + length
+    assert found == {
+        "epoch": (2, 2.0),
+        "objective": (2, 0.5),
+        "test/accuracies": (2, 0.75),
+    }
+
+
+def test_no_tensorboard_writes_nothing(tmp_path):
+    with records.tensorboard(None) as write:
+        write({"epoch": 1})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,159 @@
+"""The training step: gamma = 0, devices, averaging, all on small networks."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ocresnet.data.batches import Batch
+from ocresnet.systems import resnet
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.optimizer import paper_optimizer
+from ocresnet.training.step import (
+    AXIS_NAME,
+    TrainState,
+    init_state,
+    make_train_step,
+    map_over_devices,
+)
+from tests.conftest import SMALL, random_images
+
+BATCH = 16
+
+
+def train(network: ResNetConfig, config: TrainingConfig, steps: int = 3, devices: int = 1):
+    """The state and infos after a few steps from the same start."""
+    variables = resnet.init(network, jax.random.key(0))
+    optimizer = paper_optimizer(config, variables.params, steps_per_epoch=10)
+    state = init_state(network, config, variables, optimizer)
+    step = map_over_devices(
+        make_train_step(network, config, optimizer, AXIS_NAME), jax.devices()[:devices]
+    )
+    infos = []
+    for index in range(steps):
+        images = random_images(network, batch=BATCH, seed=index)
+        labels = (np.arange(BATCH) + index) % network.classes
+        split = (devices, BATCH // devices)
+        batch = Batch(
+            jnp.asarray(images.reshape(*split, *network.image_shape)),
+            jnp.asarray(labels.reshape(split)),
+        )
+        state, info = step(state, batch)
+        infos.append(info)
+    return state, infos
+
+
+def backbone(state: TrainState):
+    """What networks with and without exits have in common."""
+    params, stats = state.variables
+    strip = {
+        name: {key: value for key, value in entry.items() if key != "exit"}
+        for name, entry in params.items()
+    }
+    strip_stats = {
+        name: {key: value for key, value in entry.items() if key != "exit"}
+        for name, entry in stats.items()
+    }
+    return strip, strip_stats
+
+
+def test_gamma_0_is_standard_training_to_the_bit():
+    network, config = SMALL["standard"], TrainingConfig(stage_cost=0.0)
+    plain, plain_infos = train(replace(network, exits="none"), config)
+    shared, shared_infos = train(network, config)
+    jax.tree.map(np.testing.assert_array_equal, backbone(shared), backbone(plain))
+    jax.tree.map(np.testing.assert_array_equal, shared_infos, plain_infos)
+
+
+def test_gamma_changes_the_result():
+    network = SMALL["standard"]
+    with_cost, _ = train(network, TrainingConfig(stage_cost=0.02))
+    without, _ = train(network, TrainingConfig(stage_cost=0.0))
+    stem = [
+        state.variables.params["stem"]["convolution"]["kernel"] for state in (with_cost, without)
+    ]
+    assert np.abs(stem[0] - stem[1]).max() > 1e-5
+
+
+def test_the_gradient_is_that_of_equation_3():
+    """One step without momentum and decay moves every parameter by -alpha dJ/dw, dJ/dw computed
+    exit by exit from separate losses."""
+    network = SMALL["homogeneous"]
+    gamma = 0.3
+    config = TrainingConfig(stage_cost=gamma, momentum=0.0, weight_decay=0.0)
+    start = resnet.init(network, jax.random.key(0))
+    images = random_images(network, batch=BATCH, seed=0)
+    labels = np.arange(BATCH) % network.classes
+
+    @jax.jit
+    def gradient_of_exit(params, index):
+        def loss(params):
+            variables = start._replace(params=params)
+            logits, _ = resnet.apply(network, variables, images, train=True)
+            log_probabilities = jax.nn.log_softmax(logits[index])
+            return -jnp.mean(log_probabilities[jnp.arange(BATCH), labels])
+
+        return jax.grad(loss)(params)
+
+    total = jax.tree.map(jnp.zeros_like, start.params)
+    for index in range(network.depth + 1):
+        weight = 1.0 if index == network.depth else gamma
+        part = gradient_of_exit(start.params, index)
+        total = jax.tree.map(lambda t, p, w=weight: t + w * p, total, part)
+    state, _ = train(network, config, steps=1)
+    for after, before, slope in zip(
+        *map(jax.tree.leaves, (state.variables.params, start.params, total)), strict=True
+    ):
+        np.testing.assert_allclose((before - after) / 0.1, slope, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("exits", ["shared", "separate"])
+def test_eight_devices_give_the_run_of_one(exits):
+    """Batch norm sees the whole batch, gradients are means over it: only rounding differs."""
+    network = replace(SMALL["standard"], exits=exits)
+    config = TrainingConfig(learning_rate=0.01, average_decay=0.5)
+    one, one_infos = train(network, config, devices=1)
+    eight, eight_infos = train(network, config, devices=8)
+    assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, eight)
+    for got, wanted in zip(
+        jax.tree.leaves((eight, eight_infos)), jax.tree.leaves((one, one_infos)), strict=True
+    ):
+        scale = np.max(np.abs(wanted), initial=1.0)
+        np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=2e-5)
+
+
+def test_the_average_follows_parameters_and_statistics():
+    network, decay = SMALL["homogeneous"], 0.75
+    config = TrainingConfig(average_decay=decay)
+    expected = resnet.init(network, jax.random.key(0))
+    for steps in (1, 2):
+        state, _ = train(network, config, steps=steps)
+        expected = jax.tree.map(
+            lambda average, value: decay * average + (1 - decay) * value,
+            expected,
+            state.variables,
+        )
+    jax.tree.map(
+        lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6),
+        state.average,
+        expected,
+    )
+
+
+def test_totals_are_sums_over_the_steps():
+    network = SMALL["homogeneous"]
+    state, infos = train(network, TrainingConfig())
+    np.testing.assert_allclose(
+        state.totals.objective, sum(float(info.objective) for info in infos), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        state.totals.accuracies[-1], sum(float(info.accuracy) for info in infos), rtol=1e-6
+    )
+    gamma = TrainingConfig().stage_cost
+    losses = state.totals.losses
+    np.testing.assert_allclose(
+        state.totals.objective, losses[-1] + gamma * losses[:-1].sum(), rtol=1e-5
+    )
