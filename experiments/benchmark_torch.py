@@ -99,7 +99,7 @@ def load_weights(model: TorchResNet, config: ResNetConfig, variables: Variables)
 
     convolution(model.stem, params["stem"]["convolution"])
     norm(model.stem_norm, params["stem"]["norm"])
-    blocks = []
+    blocks: list[dict] = []
     for segment in resnet.block_segments(config):
         entry = params[segment.name]
         blocks += [entry] if segment.transition else entry
