@@ -9,6 +9,7 @@ import flax.serialization
 import flax.struct
 import jax
 
+from ocresnet.files import replace_file
 from ocresnet.systems import resnet
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
@@ -51,8 +52,8 @@ def save(network: Network, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     variables = {"params": network.params, "batch_stats": network.batch_stats}
-    _write(folder / VARIABLES_FILE, flax.serialization.to_bytes(jax.device_get(variables)))
-    _write(folder / CONFIG_FILE, json.dumps(asdict(network.config), indent=2).encode())
+    replace_file(folder / VARIABLES_FILE, flax.serialization.to_bytes(jax.device_get(variables)))
+    replace_file(folder / CONFIG_FILE, json.dumps(asdict(network.config), indent=2).encode())
 
 
 def load(folder: str | os.PathLike) -> Network:
@@ -84,9 +85,3 @@ def _check_shapes(target: PyTree, variables: PyTree) -> None:
         if wanted.shape != leaf.shape:
             name = jax.tree_util.keystr(path)
             raise ValueError(f"{name} has shape {leaf.shape}, but should have {wanted.shape}.")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -75,7 +76,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+                state=ocp.args.StandardSave(jax.device_get(state)),
+                position=ocp.args.JsonSave(position),
             ),
             metrics=None if score is None else {SCORE: float(score)},
             force=True,
@@ -90,7 +92,7 @@ class Checkpoints:
         return self._manager.best_step() if self._scored else None
 
     def restore(self, step: int, like: PyTree) -> Restored:
-        """Read a checkpoint.
+        """Read a checkpoint, as numpy arrays: it does not matter on which devices it was made.
 
         Args:
           step: which one.
@@ -99,7 +101,7 @@ class Checkpoints:
         Raises:
           ValueError: if the checkpoint is damaged or of another structure.
         """
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
             restored = self._manager.restore(
                 step,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ocresnet.data.batches import epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
@@ -82,12 +83,16 @@ def fit(
     After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
     middle of an epoch and return.
 
+    After `jax.distributed.initialize`, call it in every process with the same arguments: each
+    computes its part of every batch, the first writes the records, and a signal to any of them
+    stops all after the epoch.
+
     Args:
       network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
       config: everything else that determines the numbers.
       data: training and test set; `config.validation` is split off here.
       workdir: folder of the run; None keeps nothing on disk.
-      devices: local devices to use; None means all.
+      devices: devices to use; None means all, of all processes.
       keep_checkpoints: how many of the last checkpoints to keep.
       tensorboard: also write TensorBoard files (needs tensorboardX).
       progress: show a progress bar, or outside a terminal a line an epoch.
@@ -106,6 +111,8 @@ def fit(
       >>> data = load_dataset("digits")
       >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
     """
+    if devices is not None and jax.process_count() > 1:
+        raise ValueError("with several processes all their devices are used: leave devices out.")
     local_devices = list(jax.local_devices() if devices is None else devices)
     data = data.split(config.validation, config.seed)
     _check(network, config, data, len(local_devices))
@@ -196,12 +203,13 @@ class _Session:
         optimizer = paper_optimizer(config, variables.params, self.steps_per_epoch)
         # Replicated from the start: a state that moves after the first step would compile it twice.
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self.state: TrainState = jax.device_put(
-            init_state(network, config, variables, optimizer), replicated
+            init_state(network, config, variables, optimizer), self.replicated
         )
         self.train_step = map_over_devices(
-            make_train_step(network, config, optimizer, AXIS_NAME), devices
+            make_train_step(network, config, optimizer, AXIS_NAME),
+            devices if jax.process_count() == 1 else jax.devices(),
         )
         self.epoch = self.step_in_epoch = 0
         self.metrics: list[dict[str, Any]] = []
@@ -221,7 +229,7 @@ class _Session:
         step = checkpoints.latest_step()
         if step is not None:
             restored = checkpoints.restore(step, self.state)
-            self.state = restored.state
+            self.state = jax.device_put(restored.state, self.replicated)
             self.epoch = restored.position["epoch"]
             self.step_in_epoch = restored.position["step_in_epoch"]
 
@@ -252,7 +260,7 @@ class _Session:
             row = self._finish_epoch(seconds, steps)
             bar.epoch(row)
             board(row)
-            if stop.requested and self.epoch < self.config.epochs:
+            if self._stops(stop) and self.epoch < self.config.epochs:
                 bar.note(f"stopped by a signal after epoch {self.epoch}; the run can be continued")
                 return True
         return False
@@ -274,7 +282,10 @@ class _Session:
                 raise NonFiniteLossError(self._diverged(f"the loss is {objective} at step {step}"))
             bar.step(self.epoch + 1, objective, float(info.accuracy))
 
-        while self.step_in_epoch < self.steps_per_epoch and not stop.requested:
+        # Several processes stop together, after the epoch: one that stopped alone would leave the
+        # others waiting for its part of the gradient.
+        alone = jax.process_count() == 1
+        while self.step_in_epoch < self.steps_per_epoch and not (alone and stop.requested):
             batch = training_batch(
                 images,
                 labels,
@@ -298,6 +309,10 @@ class _Session:
             look_at_oldest()
         if not bool(_all_finite(self.state)):
             raise NonFiniteLossError(self._diverged("a parameter or statistic is not finite"))
+
+    def _stops(self, stop: StopRequests) -> bool:
+        """Whether a signal has reached this process, or any other."""
+        return bool(np.any(multihost_utils.process_allgather(np.array(stop.requested))))
 
     def _diverged(self, what: str) -> str:
         saved = self.checkpoints.latest_step() if self.checkpoints else None
@@ -335,9 +350,7 @@ class _Session:
         row = records.plain(row)
 
         self.state = self.state._replace(
-            totals=jax.device_put(
-                zero_totals(len(means.losses)), self.state.totals.objective.sharding
-            )
+            totals=jax.device_put(zero_totals(len(means.losses)), self.replicated)
         )
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.metrics.append(row)
@@ -351,7 +364,11 @@ class _Session:
     def _save(self, score: float | None) -> None:
         if self.checkpoints is not None:
             step = self.epoch * self.steps_per_epoch + self.step_in_epoch
-            position = {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch}
+            position = {
+                "epoch": self.epoch,
+                "step_in_epoch": self.step_in_epoch,
+                "config": records.plain(run_config(self.network, self.config, self.data)),
+            }
             if step != self.checkpoints.latest_step():
                 self.checkpoints.save(step, self.state, position, score)
 

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ocresnet.files import replace_file
+
 CONFIG, RUN, METRICS, TRAJECTORY = "config.json", "run.json", "metrics.jsonl", "trajectory.json"
 
 PACKAGES = ("ocresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -104,7 +106,7 @@ class MetricsFile:
         self._path = workdir / METRICS
         kept = [row for row in read_metrics(workdir) if row["epoch"] <= epochs_done]
         text = "".join(_line(row) for row in kept)
-        _replace(self._path, text)
+        replace_file(self._path, text.encode())
 
     def append(self, row: dict[str, Any]) -> None:
         """Add the row of one epoch."""
@@ -147,7 +149,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step; arrays become lists."""
-    _replace(path, json.dumps(plain(value), indent=2) + "\n")
+    replace_file(path, (json.dumps(plain(value), indent=2) + "\n").encode())
 
 
 def plain(value: Any) -> Any:
@@ -204,12 +206,3 @@ def _scalars(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(plain(row)) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

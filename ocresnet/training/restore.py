@@ -75,8 +75,4 @@ def _state_shapes(network: ResNetConfig, config: TrainingConfig) -> TrainState:
         optimizer = paper_optimizer(config, variables.params, steps_per_epoch=1)
         return init_state(network, config, variables, optimizer)
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(state),
-    )
+    return jax.eval_shape(state)

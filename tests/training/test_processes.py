@@ -1,0 +1,58 @@
+"""Two processes, each with a device of its own, give the run of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import sys, jax
+rank, address, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+if rank >= 0:
+    jax.distributed.initialize(address, num_processes=2, process_id=rank)
+import ocresnet
+data = ocresnet.load_dataset("digits")
+network = ocresnet.for_dataset(ocresnet.ResNetConfig.homogeneous(blocks=2, filters=4), data)
+config = ocresnet.TrainingConfig(epochs=1, batch_size=64, milestones=(), augmentation="crop")
+ocresnet.fit(network, config, data, workdir=workdir, progress=False)
+"""
+
+
+def start(rank: int, address: str, workdir: Path) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(rank), address, str(workdir)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_run_of_one(tmp_path):
+    """`fit` after `jax.distributed.initialize`: batches, gradients, records and checkpoints."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    single = [start(-1, address, tmp_path / "one")]
+    pair = [start(rank, address, tmp_path / "two") for rank in (0, 1)]
+    for process in single + pair:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 1
+    for split in ("train", "test"):
+        np.testing.assert_allclose(two[0][split]["losses"], one[0][split]["losses"], rtol=1e-3)
+    np.testing.assert_allclose(two[0]["objective"], one[0]["objective"], rtol=1e-3)
+    assert any((tmp_path / "two" / "checkpoints").iterdir())
