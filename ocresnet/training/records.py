@@ -88,7 +88,7 @@ def record_session(workdir: Path, provenance: dict[str, Any]) -> None:
     run["sessions"].append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": sys.argv,
+            "command": ["python", *sys.orig_argv[1:]],
             "versions": versions,
             "backend": jax.default_backend(),
             "device": jax.devices()[0].device_kind,
