@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# One stamp for each interpreter: another PYTHON makes the environment anew.
+CREATED := $(VENV)/.created-$(subst /,_,$(PYTHON))
 
 .PHONY: demo test clean
 
@@ -18,18 +20,18 @@ test: $(VENV)/.test
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest -n 2 --dist loadgroup
 
-$(VENV)/.created:
+$(CREATED):
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found: install Python 3.11 or newer, or name one with 'make PYTHON=...'."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11: name a newer one with 'make PYTHON=...'."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module: install it (on Debian: apt install python3-venv)."; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.created pyproject.toml
+$(VENV)/.demo: $(CREATED) pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.created pyproject.toml
+$(VENV)/.test: $(CREATED) pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.demo
 

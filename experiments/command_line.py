@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -26,18 +27,37 @@ def run(
         print(help_text(doc, groups))
         return
 
-    def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            print(f"error: unexpected argument {argv[1]!r}; see --help.", file=sys.stderr)
-            sys.exit(1)
+    own = {holder.name for holders in groups.values() for holder in holders}
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(arguments)
+        except flags.Error as error:
+            fail(error)
+        # Modules that are shared define flags too, but only this program's have an effect.
+        for module, defined in flags.FLAGS.flags_by_module_dict().items():
+            for flag in defined:
+                if module.startswith("experiments") and flag.present and flag.name not in own:
+                    fail(f"--{flag.name} is not a flag of this program; see --help.")
+        if len(rest) > 1:
+            fail(f"unexpected argument {rest[1]!r}; see --help.")
+        return rest
+
+    def guarded(arguments: list[str]) -> None:
+        del arguments
         logging.set_verbosity(logging.ERROR)
         try:
             main()
         except MENDABLE as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(1)
+            fail(error)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
+
+
+def fail(message: object) -> NoReturn:
+    """Print one line on stderr and end with exit status 1."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(1)
 
 
 def help_text(doc: str, groups: Mapping[str, Sequence[flags.FlagHolder]]) -> str:

@@ -32,7 +32,6 @@ def main() -> None:
         preset.training,
         data,
         workdir=workdir,
-        provenance={"preset": PRESET, "dataset": preset.dataset, "data_dir": None},
     )
     if result.interrupted:
         return

@@ -20,7 +20,7 @@ from experiments.display import print_depth_table
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
 from ocresnet.stage_cost.early_exit import Predictions, predict
 from ocresnet.stage_cost.objective import per_sample_loss
-from ocresnet.stage_cost.trajectory import logits_over_depth, trajectory
+from ocresnet.stage_cost.trajectory import check_batch_size, logits_over_depth, trajectory
 from ocresnet.training import records
 
 EXIT_ACCURACY = flags.DEFINE_float(
@@ -44,12 +44,11 @@ def measure_early_exit(
 ) -> dict[str, Any]:
     """Calibrate a threshold, then measure accuracy, cost and time with and without it."""
     data, network = run.data, run.network
-    split = "train" if data.validation_labels is None else "validation"
-    images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+    part = data.choosing_part
     calibration = calibrate_confidence(
         network.config,
-        logits_over_depth(network, images),
-        labels,
+        logits_over_depth(network, data.images(part)),
+        data.labels(part),
         accuracy=accuracy,
         budget=budget,
     )
@@ -63,7 +62,7 @@ def measure_early_exit(
     whole, whole_seconds = timed(None)
     early, early_seconds = timed(calibration.confidence)
     return {
-        "calibrated_on": split,
+        "calibrated_on": part,
         "calibration": calibration,
         "test_accuracy_whole": np.mean(whole.labels == data.test_labels),
         "test_accuracy_early": np.mean(early.labels == data.test_labels),
@@ -75,18 +74,20 @@ def measure_early_exit(
 
 
 def main() -> None:
+    if EXIT_ACCURACY.value is not None and EXIT_BUDGET.value is not None:
+        raise ValueError("give either --exit_accuracy or --exit_budget, and not both.")
+    check_batch_size(BATCH_SIZE.value)
     run = runs.run_of_flags()
     loss = per_sample_loss(run.training.loss, run.training.label_smoothing)
     trajectories = {
-        split: trajectory(
+        part: trajectory(
             run.network,
-            getattr(run.data, f"{split}_images"),
-            getattr(run.data, f"{split}_labels"),
+            run.data.images(part),
+            run.data.labels(part),
             loss=loss,
             execution=run.training.execution,
         )
-        for split in ("validation", "test")
-        if getattr(run.data, f"{split}_labels") is not None
+        for part in run.data.parts[1:]
     }
     print_depth_table(trajectories)
     evaluation: dict[str, Any] = {"checkpoint": runs.CHECKPOINT.value, **trajectories}

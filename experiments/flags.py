@@ -6,7 +6,7 @@ from typing import get_args
 import jax
 from absl import flags
 
-from experiments.presets import PRESETS
+from experiments.presets import PAPER_BLOCKS, PRESETS
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.sources import NAMES
 from ocresnet.stage_cost.objective import Loss, WeightDecayOn
@@ -34,7 +34,10 @@ VALIDATION = flags.DEFINE_float(
 )
 
 BLOCKS = flags.DEFINE_list(
-    "blocks", None, "Residual blocks: one number, split evenly over the stages, or one a stage."
+    "blocks",
+    None,
+    "Residual blocks: one number (split evenly over the stages; the first ones of a SubResNet), or "
+    "one a stage.",
 )
 FILTERS = flags.DEFINE_list("filters", None, "Channels of each stage, e.g. 64 or 16,32,64.")
 STEM_STRIDE = flags.DEFINE_integer("stem_stride", None, "Stride of the first convolution.")
@@ -154,10 +157,17 @@ def _network(network: ResNetConfig) -> ResNetConfig:
     if BLOCKS.value is None and len(filters) != len(blocks):
         blocks = (network.depth,)
     if len(blocks) == 1 and len(filters) > 1:
-        blocks = ResNetConfig.standard(blocks[0], filters).blocks
+        blocks = _over_stages(blocks[0], filters, of_subresnet=0 in network.blocks)
     return replace(
         network, blocks=blocks, filters=filters, **_given(stem_stride=STEM_STRIDE, exits=EXITS)
     )
+
+
+def _over_stages(blocks: int, filters: tuple[int, ...], of_subresnet: bool) -> tuple[int, ...]:
+    """`blocks` split evenly over the stages; a SubResNet has the first ones of the paper's 54."""
+    if of_subresnet:
+        return ResNetConfig.standard(PAPER_BLOCKS, filters).subresnet(blocks).blocks
+    return ResNetConfig.standard(blocks, filters).blocks
 
 
 def _training(training: TrainingConfig) -> TrainingConfig:

@@ -33,11 +33,11 @@ def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> ne
     data = run.data
     chosen_on = None
     if blocks is None:
-        chosen_on = "train" if data.validation_labels is None else "validation"
+        chosen_on = data.choosing_part
         measured = trajectory(
             run.network,
-            getattr(data, f"{chosen_on}_images"),
-            getattr(data, f"{chosen_on}_labels"),
+            data.images(chosen_on),
+            data.labels(chosen_on),
             execution=run.training.execution,
         )
         blocks = recommend_depth(measured, tolerance)
@@ -66,6 +66,8 @@ def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> ne
 
 
 def main() -> None:
+    if BLOCKS.present and TOLERANCE.present:
+        raise ValueError("give either --blocks or --tolerance, and not both.")
     run = runs.run_of_flags()
     prune_run(run, BLOCKS.value, TOLERANCE.value)
     draw_figures(run.workdir)

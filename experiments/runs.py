@@ -70,10 +70,13 @@ def load_run(
     _, training, description = load_configs(workdir)
     network = restore_network(workdir, checkpoint)
     run = records.read_json(Path(workdir) / records.RUN)
-    data = load_dataset(run["dataset"], data_dir or run["data_dir"])
+    source = run.get("dataset") if isinstance(run, dict) else None
+    if not source:
+        raise ValueError(f"the data of the run in {workdir} was not loaded by name: it is unknown.")
+    data = load_dataset(source, data_dir or run.get("data_dir"))
     data = data.split(training.validation, training.seed)
     if data.fingerprint != description["fingerprint"]:
-        raise ValueError(f"the data {run['dataset']} is not what {workdir} was trained on.")
-    if network.config.exits == "none" or training.stage_cost == 0:
+        raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
+    if training.stage_cost == 0:
         network = calibrate_exits(network, data.train_images, execution=training.execution)
     return FinishedRun(Path(workdir), network, training, data)

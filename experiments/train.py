@@ -26,7 +26,6 @@ def train(wanted: flags.RunFlags, data: Dataset) -> Run:
         devices=flags.chosen_devices(),
         keep_checkpoints=flags.KEEP_CHECKPOINTS.value,
         tensorboard=flags.TENSORBOARD.value,
-        provenance={"dataset": wanted.dataset, "data_dir": flags.DATA_DIR.value},
     )
     if not run.interrupted:
         print_depth_table(run.trajectories)

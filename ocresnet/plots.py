@@ -45,10 +45,7 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
     trajectory_file = workdir / records.TRAJECTORY
     if trajectory_file.exists():
         measured = records.read_json(trajectory_file)
-        pruning_file = workdir / PRUNING
-        kept = (
-            records.read_json(pruning_file)["pruned"]["blocks"] if pruning_file.exists() else None
-        )
+        kept = _kept_blocks(workdir / PRUNING)
         figures["depth"] = draw_depth(measured, kept)
         figures["convergence"] = draw_convergence(measured, kept)
     (workdir / FIGURES).mkdir(exist_ok=True)
@@ -74,7 +71,7 @@ def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     loss.set(xlabel="epoch", ylabel="loss of the output", yscale="log")
     accuracy.set(xlabel="epoch", ylabel="accuracy of the output (%)")
     rate.set(xlabel="epoch", ylabel="learning rate", yscale="log")
-    loss.legend()
+    _legend(figure, loss)
     return figure
 
 
@@ -89,8 +86,8 @@ def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
             accuracy.plot(depth, percent, style, color=COLOR, label=split)
     loss.set(xlabel="residual blocks before the exit", ylabel="loss", yscale="log")
     accuracy.set(xlabel="residual blocks before the exit", ylabel="accuracy (%)")
-    _mark((loss, accuracy), kept)
-    loss.legend()
+    _mark((loss, accuracy), kept, kept)
+    _legend(figure, loss)
     return figure
 
 
@@ -109,9 +106,20 @@ def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figu
         yscale="log",
     )
     norm.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
-    _mark((residual, norm), kept)
-    residual.legend()
+    # Block k goes if k >= kept: the mark stands between the last that stays and the first cut.
+    _mark((residual, norm), None if kept is None else kept - 0.5, kept)
+    _legend(figure, residual)
     return figure
+
+
+def _kept_blocks(pruning_file: Path) -> int | None:
+    """How many blocks were kept, if the network was pruned."""
+    if not pruning_file.exists():
+        return None
+    try:
+        return records.read_json(pruning_file)["pruned"]["blocks"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{pruning_file} is damaged: {error}") from error
 
 
 def _panels(count: int) -> tuple["Figure", Any]:
@@ -128,7 +136,13 @@ def _panels(count: int) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def _mark(axes: Sequence[Any], kept: int | None) -> None:
-    if kept is not None:
+def _legend(figure: "Figure", axis: Any) -> None:
+    """One legend for the whole figure, above its panels."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+
+
+def _mark(axes: Sequence[Any], position: float | None, kept: int | None) -> None:
+    if position is not None:
         for axis in axes:
-            axis.axvline(kept, color=MARK, linewidth=1, label=f"cut: {kept} blocks kept")
+            axis.axvline(position, color=MARK, linewidth=1, label=f"cut: {kept} blocks kept")

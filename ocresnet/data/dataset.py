@@ -6,8 +6,6 @@ from functools import cached_property
 
 import numpy as np
 
-FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -15,10 +13,13 @@ class Dataset:
 
     Attributes:
       name: what to call it.
-      train_images, test_images: [samples, height, width, channels]; uint8, or float32.
-      train_labels, test_labels: [samples], int32, 0 ... classes - 1.
+      train_images, test_images: [samples, height, width, channels] or [samples, height, width];
+        all uint8, or all floating point (kept as float32).
+      train_labels, test_labels: [samples], integers, 0 ... classes - 1 (kept as int32).
       classes: how many classes there are; 0 means as many as the labels name.
-      validation_images, validation_labels: held out of the training set; empty unless `split`.
+      validation_images, validation_labels: held out of the training set, or None.
+      source: what `load_dataset` was called with, so that a run can load its data again.
+      data_dir: the folder it was loaded from, likewise.
 
     Raises:
       ValueError: if shapes, dtypes or labels do not fit together.
@@ -32,43 +33,71 @@ class Dataset:
     classes: int = 0
     validation_images: np.ndarray | None = field(default=None, repr=False)
     validation_labels: np.ndarray | None = field(default=None, repr=False)
+    source: str | None = None
+    data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            if images.ndim == 3:
-                images = images[..., None]
-            if images.ndim != 4 or images.dtype.kind not in "uf" or images.dtype == np.uint16:
-                raise ValueError(
-                    f"{self.name}: {part}_images are {images.dtype} of shape {images.shape}, but "
-                    "must be uint8 or float32 [samples, height, width, channels]."
-                )
-            if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{self.name}: {part}_labels are {labels.dtype} of shape {labels.shape}, but "
-                    f"must be one integer for each of the {len(images)} images."
-                )
-            if len(images) == 0:
-                raise ValueError(f"{self.name}: there are no {part} images.")
-            dtype = np.uint8 if images.dtype == np.uint8 else np.float32
-            if dtype == np.float32 and not np.isfinite(images).all():
-                raise ValueError(f"{self.name}: {part}_images hold values that are not finite.")
-            object.__setattr__(self, f"{part}_images", np.ascontiguousarray(images, dtype))
-            object.__setattr__(self, f"{part}_labels", np.ascontiguousarray(labels, np.int32))
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise ValueError(
-                f"{self.name}: training images have shape {self.train_images.shape[1:]}, but test "
-                f"images {self.test_images.shape[1:]}."
-            )
-        highest = int(max(self.train_labels.max(), self.test_labels.max()))
+        if (self.validation_images is None) != (self.validation_labels is None):
+            raise ValueError(f"{self.name}: validation images and labels go together.")
+        for part in self.parts:
+            self._check_part(part)
+        highest = max(int(self.labels(part).max()) for part in self.parts)
+        lowest = min(int(self.labels(part).min()) for part in self.parts)
         if self.classes == 0:
             object.__setattr__(self, "classes", max(highest + 1, 2))
-        lowest = int(min(self.train_labels.min(), self.test_labels.min()))
         if lowest < 0 or highest >= self.classes:
             raise ValueError(
                 f"{self.name}: labels go from {lowest} to {highest}, but must lie in 0 ... "
                 f"{self.classes - 1}."
             )
+
+    def _check_part(self, part: str) -> None:
+        """Check one part's shapes and dtypes, and bring them into the kept form."""
+        images, labels = np.asarray(self.images(part)), np.asarray(self.labels(part))
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
+            raise ValueError(
+                f"{self.name}: {part}_images are {images.dtype} of shape {images.shape}, but must "
+                "be uint8 or floating point [samples, height, width, channels]."
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name}: {part}_labels are {labels.dtype} of shape {labels.shape}, but must "
+                f"be one integer for each of the {len(images)} images."
+            )
+        if len(images) == 0:
+            raise ValueError(f"{self.name}: there are no {part} images.")
+        dtype = np.uint8 if images.dtype == np.uint8 else np.float32
+        if dtype == np.float32 and not np.isfinite(images).all():
+            raise ValueError(f"{self.name}: {part}_images hold values that are not finite.")
+        first = self.train_images
+        if part != "train" and (images.shape[1:], dtype) != (first.shape[1:], first.dtype):
+            raise ValueError(
+                f"{self.name}: training images are {first.dtype} of shape {first.shape[1:]}, but "
+                f"{part} images {images.dtype} of shape {images.shape[1:]}."
+            )
+        object.__setattr__(self, f"{part}_images", np.ascontiguousarray(images, dtype))
+        object.__setattr__(self, f"{part}_labels", np.ascontiguousarray(labels, np.int32))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts there are: "train", "validation" (if any was held out), "test"."""
+        held_out = self.validation_labels is not None
+        return ("train", "validation", "test") if held_out else ("train", "test")
+
+    @property
+    def choosing_part(self) -> str:
+        """The part that choices are made on: "validation", or without one "train"; never "test"."""
+        return "validation" if "validation" in self.parts else "train"
+
+    def images(self, part: str) -> np.ndarray:
+        """The images of a part."""
+        return getattr(self, f"{part}_images")
+
+    def labels(self, part: str) -> np.ndarray:
+        """The labels of a part."""
+        return getattr(self, f"{part}_labels")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -93,10 +122,11 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the training and test data, to tell whether a run's data is the same."""
+        """A digest of all images and labels, to tell whether a run's data is the same."""
         digest = hashlib.sha256()
-        for name in FIELDS:
-            digest.update(getattr(self, name).data)
+        for part in self.parts:
+            digest.update(self.images(part).data)
+            digest.update(self.labels(part).data)
         return digest.hexdigest()[:16]
 
     def split(self, fraction: float, seed: int = 0) -> "Dataset":
@@ -110,12 +140,14 @@ class Dataset:
           The data set with a smaller training set and a validation set (none for fraction 0).
 
         Raises:
-          ValueError: for a fraction outside [0, 1).
+          ValueError: for a fraction outside [0, 1), or if a part is held out already.
         """
         if not 0 <= fraction < 1:
             raise ValueError(f"validation is {fraction}, but must be a share in [0, 1).")
         if fraction == 0:
             return self
+        if "validation" in self.parts:
+            raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
         samples = len(self.train_labels)
         held_out = min(max(round(fraction * samples), 1), samples - 1)
         order = np.random.default_rng(seed).permutation(samples)

@@ -7,12 +7,15 @@ from types import ModuleType
 
 import numpy as np
 
-from ocresnet.data.dataset import FIELDS, Dataset
+from ocresnet.data.dataset import Dataset
 
 TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 NAMES = ("digits", *TFDS_NAMES)
 
 DIGITS_TEST_SAMPLES = 360
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+"""What a `.npz` file must hold."""
 
 
 def load_dataset(
@@ -53,7 +56,9 @@ def _digits() -> Dataset:
     images = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     train, test = slice(None, -DIGITS_TEST_SAMPLES), slice(-DIGITS_TEST_SAMPLES, None)
-    return Dataset("digits", images[train], labels[train], images[test], labels[test])
+    return Dataset(
+        "digits", images[train], labels[train], images[test], labels[test], source="digits"
+    )
 
 
 def _npz(path: Path) -> Dataset:
@@ -61,13 +66,13 @@ def _npz(path: Path) -> Dataset:
         raise FileNotFoundError(f"there is no data file {path}.")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [name for name in FIELDS if name not in file]
-            arrays = {} if missing else {name: file[name] for name in FIELDS}
+            missing = [name for name in ARRAYS if name not in file]
+            arrays = {} if missing else {name: file[name] for name in ARRAYS}
     except Exception as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(FIELDS)}.")
-    return Dataset(path.stem, **arrays)
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(ARRAYS)}.")
+    return Dataset(path.stem, **arrays, source=str(path))
 
 
 def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
@@ -102,7 +107,8 @@ def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.array(labels, np.int32)
     classes = builder.info.features["label"].num_classes or 0
-    return Dataset(name, **arrays, classes=classes)
+    folder = None if data_dir is None else str(data_dir)
+    return Dataset(name, **arrays, classes=classes, source=name, data_dir=folder)
 
 
 def _import(module: str, package: str, extra: str) -> ModuleType:

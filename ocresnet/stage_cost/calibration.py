@@ -69,8 +69,10 @@ def calibrate_confidence(
         hits = correct[exits, np.arange(len(labels))]
         return Calibration(float(threshold), float(hits.mean()), float(costs[exits].mean()))
 
-    thresholds = np.quantile(confidences[:-1], np.linspace(0, 1, candidates))
-    tried = [evaluate(threshold) for threshold in [*np.unique(thresholds), NEVER]]
+    early = confidences[:-1].ravel()
+    levels = np.linspace(0, 1, candidates)
+    thresholds = np.unique(np.quantile(early, levels)) if early.size else early
+    tried = [evaluate(threshold) for threshold in [*thresholds, NEVER]]
     if accuracy is not None:
         granted = [choice for choice in tried if choice.accuracy >= accuracy]
         best = max(choice.accuracy for choice in tried)

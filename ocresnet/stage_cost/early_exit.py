@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.stage_cost.trajectory import check_batch_size
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet import Execution, ResNetConfig
@@ -67,7 +68,8 @@ def predict(
       Predicted classes, confidences and the depth used for each sample.
 
     Raises:
-      ValueError: for a confidence that is not positive, or a network without exits.
+      ValueError: for a confidence that is not positive, a network without exits, or images of
+        another shape.
     """
     if confidence is not None:
         if not confidence > 0:
@@ -78,6 +80,8 @@ def predict(
             )
     if len(images) == 0:
         raise ValueError("there are no images to classify.")
+    check_batch_size(batch_size)
+    resnet.check_images(network.config, images)
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     if confidence is None:
         parts = [_predict_whole(network, batch, execution) for batch in batches]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.stage_cost.trajectory import check_batch_size
 from ocresnet.systems import layers, resnet
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet import Execution, ResNetConfig
@@ -39,9 +40,13 @@ def calibrate_exits(
 
     Returns:
       The same network, with exits.
+
+    Raises:
+      ValueError: if the images do not fit the network, or there are none.
     """
     if len(images) == 0:
         raise ValueError("calibrating the exits needs at least one image, but there are none.")
+    check_batch_size(batch_size)
     config = network.config
     if config.exits == "none":
         config = replace(config, exits="shared")

@@ -100,10 +100,15 @@ def recommend_depth(measured: Trajectory, tolerance: float = 0.5) -> int:
       How many blocks to keep, 0 ... blocks.
 
     Raises:
-      ValueError: for a negative tolerance or a trajectory that is not finite.
+      ValueError: for a negative tolerance, or a trajectory that is not finite or has one output.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance} points, but must not be negative.")
+    if len(measured.accuracies) < 2:
+        raise ValueError(
+            "a trajectory of one output leaves no depth to choose: measure a network with exits, "
+            "or give it some with calibrate_exits first."
+        )
     within = np.ones(len(measured.accuracies), bool)
     for values in (measured.accuracies, measured.probabilities):
         if not np.isfinite(values).all():

@@ -61,13 +61,15 @@ def trajectory(
       The trajectory, in float64.
 
     Raises:
-      ValueError: if there are no samples.
+      ValueError: if images, labels and network do not fit together, or there are no samples.
 
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
     """
-    if len(labels) == 0:
-        raise ValueError("a trajectory needs at least one sample, but there are none.")
+    if len(images) != len(labels):
+        raise ValueError(f"there are {len(images)} images, but {len(labels)} labels.")
+    if len(labels) and not 0 <= int(np.min(labels)) <= int(np.max(labels)) < network.config.classes:
+        raise ValueError(f"labels must lie in 0 ... {network.config.classes - 1}.")
     totals = None
     for batch, mask in _padded_batches(len(labels), batch_size):
         sums = _trajectory_sums(
@@ -85,7 +87,11 @@ def logits_over_depth(
     batch_size: int = 500,
     execution: Execution = Execution(),
 ) -> np.ndarray:
-    """Every output for every sample, in inference mode: [outputs, samples, classes], float32."""
+    """Every output for every sample, in inference mode: [outputs, samples, classes], float32.
+
+    Raises:
+      ValueError: if the images do not fit the network, or there are none.
+    """
     parts = []
     for batch, mask in _padded_batches(len(images), batch_size):
         logits = _logits(network.config, network.variables, images[batch], execution)
@@ -106,8 +112,17 @@ def parameter_norms(config: ResNetConfig, params: PyTree) -> Array:
     return jnp.concatenate(norms) if norms else jnp.zeros(0)
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size that is not positive."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
+
+
 def _padded_batches(samples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Index arrays of one size that cover 0 ... samples - 1, and masks of those that count."""
+    if samples == 0:
+        raise ValueError("there are no samples.")
+    check_batch_size(batch_size)
     batch_size = min(batch_size, samples)
     for start in range(0, samples, batch_size):
         index = np.arange(start, start + batch_size)

@@ -73,7 +73,7 @@ def load(folder: str | os.PathLike) -> Network:
         content = (folder / VARIABLES_FILE).read_bytes()
         variables = flax.serialization.from_bytes(target, content)
         _check_shapes(target, variables)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # msgpack has many ways to say that bytes are damaged
         raise ValueError(f"the saved network in {folder} is damaged: {error}") from error
     return Network(config, variables["params"], variables["batch_stats"])
 

@@ -16,6 +16,7 @@ Stages after the first halve the resolution. A network whose last stages have no
 SubResNet of Definition 1: its head keeps the skip projections of those stages.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ocresnet.systems import layers
 from ocresnet.systems.layers import Array, Params
@@ -82,26 +84,30 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         for name in ("blocks", "filters", "image_shape", "pixel_mean", "pixel_deviation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.filters or len(self.blocks) != len(self.filters):
+        for name, smallest in (
+            ("blocks", 0),
+            ("filters", 1),
+            ("image_shape", 1),
+            ("classes", 2),
+            ("stem_stride", 1),
+        ):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            whole = all(isinstance(number, int) for number in values)
+            if not whole or min(values, default=0) < smallest:
+                what = "whole numbers" if isinstance(value, tuple) else "a whole number"
+                raise ValueError(f"{name} is {value}, but must be {what} of at least {smallest}.")
+        if len(self.blocks) != len(self.filters):
             raise ValueError(
                 f"blocks {self.blocks} and filters {self.filters} must name the same number of "
                 "stages, at least one."
             )
-        if min(self.blocks) < 0:
-            raise ValueError(f"blocks {self.blocks} must not be negative.")
         if any(later > 0 and earlier == 0 for earlier, later in pairwise(self.blocks)):
             raise ValueError(f"blocks {self.blocks}: only the last stages can be without blocks.")
-        for name, smallest in (("filters", 1), ("image_shape", 1), ("classes", 2)):
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            if min(values) < smallest:
-                raise ValueError(f"{name} is {value}, but must be at least {smallest}.")
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
             )
-        if self.stem_stride < 1:
-            raise ValueError(f"stem_stride is {self.stem_stride}, but must be at least 1.")
         if self.exits not in get_args(Exits):
             raise ValueError(
                 f"exits is {self.exits!r}, but must be one of {', '.join(get_args(Exits))}."
@@ -112,7 +118,7 @@ class ResNetConfig:
                     f"{name} has {len(getattr(self, name))} values, but must have one, or one for "
                     f"each of the {self.image_shape[2]} channels."
                 )
-        if min(self.pixel_deviation) <= 0:
+        if not all(0 < deviation < math.inf for deviation in self.pixel_deviation):
             raise ValueError(f"pixel_deviation {self.pixel_deviation} must be positive.")
 
     @property
@@ -140,7 +146,7 @@ class ResNetConfig:
         cls, blocks: int = 54, filters: tuple[int, ...] = (16, 32, 64), **fields: Any
     ) -> "ResNetConfig":
         """`blocks` blocks in as many equal stages as `filters` names (paper, A.1)."""
-        if blocks % len(filters):
+        if not filters or blocks % len(filters):
             raise ValueError(
                 f"blocks is {blocks}, but must be divisible by the {len(filters)} stages of "
                 f"filters {tuple(filters)}."
@@ -375,13 +381,14 @@ def apply(
       batch statistics.
 
     Raises:
-      ValueError: if the images do not have `config.image_shape`.
+      ValueError: if the images do not have `config.image_shape`, or for float64 without x64.
     """
-    if images.ndim != 4 or images.shape[1:] != config.image_shape:
-        raise ValueError(
-            f"images have shape {images.shape}, but this network needs "
-            f"[batch, {', '.join(map(str, config.image_shape))}]."
-        )
+    check_images(config, images)
+    if (
+        execution.precision == "float64"
+        and not jax.dtypes.canonicalize_dtype("float64") == "float64"
+    ):
+        raise ValueError("precision float64 needs jax_enable_x64, which is off.")
     result = rollout(
         resnet_system(config, momentum=momentum, axis_name=axis_name),
         variables,
@@ -395,6 +402,15 @@ def apply(
     if result.outputs is not None:
         logits = jnp.concatenate([result.outputs, logits])
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), result.batch_stats
+
+
+def check_images(config: ResNetConfig, images: Array | np.ndarray) -> None:
+    """Refuse images that do not have the shape that the network takes."""
+    if images.ndim != 4 or images.shape[1:] != config.image_shape:
+        raise ValueError(
+            f"images have shape {images.shape}, but this network needs "
+            f"[batch, {', '.join(map(str, config.image_shape))}]."
+        )
 
 
 def normalise(config: ResNetConfig, images: Array, execution: Execution = Execution()) -> Array:

@@ -111,7 +111,8 @@ class Checkpoints:
             )
         except Exception as error:
             raise ValueError(
-                f"checkpoint {step} in {self._manager.directory} cannot be read: {error}"
+                f"checkpoint {step} in {self._manager.directory} cannot be read (remove its folder "
+                f"to continue from the one before): {error}"
             ) from error
         return Restored(restored.state, restored.position)
 

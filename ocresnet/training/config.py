@@ -20,7 +20,8 @@ class TrainingConfig:
       momentum: of SGD.
       milestones: epochs after which the learning rate is multiplied by `decay_factor`.
       decay_factor: see `milestones`.
-      warmup_epochs: the learning rate rises linearly from 0 over so many epochs.
+      warmup_epochs: the learning rate rises linearly over so many epochs, in equal steps of which
+        the first is the first step's.
       weight_decay: lambda; the gradient of lambda/2 ||w||^2 is added before momentum.
       weight_decay_on: "all" parameters, or "residual_branches" only as in Theorem 1.
       stage_cost: gamma, weight of the intermediate losses; 0 is standard training.
@@ -28,7 +29,8 @@ class TrainingConfig:
       label_smoothing: share of the target that is spread over all classes.
       gradient_clip: largest norm of the gradient; 0 does not clip.
       average_decay: of an exponential moving average of parameters and batch statistics, which is
-        then what is evaluated; 0 keeps none.
+        then what is evaluated; 0 keeps none. At step t it is at most (1 + t) / (10 + t), so that
+        the random start is soon forgotten.
       augmentation: of the training images.
       validation: share of the training set that is held out.
       seed: of initialisation, data order, augmentation and validation split.
@@ -62,17 +64,21 @@ class TrainingConfig:
         if isinstance(self.execution, dict):
             object.__setattr__(self, "execution", Execution(**self.execution))
         for name in ("epochs", "batch_size"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            value = getattr(self, name)
+            _require(
+                self, name, isinstance(value, int) and value >= 1, "a whole number, at least 1"
+            )
         for name in ("learning_rate", "decay_factor"):
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "stage_cost", "gradient_clip", "warmup_epochs"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("momentum", "label_smoothing", "average_decay", "validation"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require(self, "seed", 0 <= self.seed < 2**31, "in 0 ... 2^31 - 1")
+        whole = isinstance(self.seed, int)
+        _require(self, "seed", whole and 0 <= self.seed < 2**31, "a whole number, 0 to 2^31 - 1")
         increasing = list(self.milestones) == sorted(set(self.milestones))
-        positive = all(milestone > 0 for milestone in self.milestones)
-        _require(self, "milestones", increasing and positive, "increasing positive epochs")
+        whole = all(isinstance(epoch, int) and epoch > 0 for epoch in self.milestones)
+        _require(self, "milestones", increasing and whole, "increasing positive epochs")
         for name, kind in (
             ("weight_decay_on", WeightDecayOn),
             ("loss", Loss),

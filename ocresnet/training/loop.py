@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ocresnet.data.batches import epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.exits import calibrate_exits
-from ocresnet.stage_cost.objective import per_sample_loss
+from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms, trajectory
 from ocresnet.systems import network as networks
 from ocresnet.systems import resnet
@@ -76,7 +76,7 @@ def fit(
     keep_checkpoints: int = 2,
     tensorboard: bool = False,
     progress: bool = True,
-    provenance: dict[str, Any] | None = None,
+    loss: PerSampleLoss | None = None,
 ) -> Run:
     """Train a network, or continue the run in `workdir` to the very same result.
 
@@ -96,10 +96,12 @@ def fit(
       keep_checkpoints: how many of the last checkpoints to keep.
       tensorboard: also write TensorBoard files (needs tensorboardX).
       progress: show a progress bar, or outside a terminal a line an epoch.
-      provenance: JSON values to note in `run.json`, such as where the data came from.
+      loss: any per-sample loss, (logits [..., classes], labels [...]) -> [...]; None means that of
+        `config`.
 
     Returns:
-      The trained network, its metrics and its trajectories over depth.
+      The trained network, its metrics and its trajectories over depth. A network that was trained
+      without stage cost comes back with calibrated exits.
 
     Raises:
       ValueError: if network, configuration, data and devices do not fit together, or the workdir
@@ -120,10 +122,11 @@ def fit(
         raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
     folder = None if workdir is None else records.prepare_workdir(workdir)
     if folder is not None:
-        records.check_config(folder, run_config(network, config, data))
+        records.check_config(folder, run_config(network, config, data, loss))
         if jax.process_index() == 0:
-            records.record_session(folder, provenance or {})
-    session = _Session(network, config, data, local_devices, folder, keep_checkpoints)
+            source = {"dataset": data.source, "data_dir": data.data_dir}
+            records.record_session(folder, source)
+    session = _Session(network, config, data, loss, local_devices, folder, keep_checkpoints)
     with (
         records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
         stop_requests() as stop,
@@ -145,17 +148,22 @@ def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
     )
 
 
-def run_config(network: ResNetConfig, config: TrainingConfig, data: Dataset) -> dict[str, Any]:
+def run_config(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    data: Dataset,
+    loss: PerSampleLoss | None = None,
+) -> dict[str, Any]:
     """What determines a run's numbers, as JSON values."""
-    return {
+    samples = {part: len(data.labels(part)) for part in data.parts}
+    described: dict[str, Any] = {
         "network": asdict(network),
         "training": asdict(config),
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "training_samples": len(data.train_labels),
-        },
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": samples},
     }
+    if loss is not None:
+        described["loss"] = getattr(loss, "__qualname__", repr(type(loss)))
+    return described
 
 
 def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices: int) -> None:
@@ -168,6 +176,16 @@ def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices
     if network.classes < data.classes:
         raise ValueError(
             f"the network has {network.classes} classes, but {data.name} has {data.classes}."
+        )
+    if network.exits == "none" and config.stage_cost > 0:
+        raise ValueError(
+            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: give "
+            "it exits (shared or separate), or set stage_cost to 0."
+        )
+    if network.exits == "separate" and config.stage_cost == 0:
+        raise ValueError(
+            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
+            "exits shared or none."
         )
     total_devices = devices * jax.process_count()
     if config.batch_size % total_devices:
@@ -189,6 +207,7 @@ class _Session:
         network: ResNetConfig,
         config: TrainingConfig,
         data: Dataset,
+        loss: PerSampleLoss | None,
         devices: list[jax.Device],
         folder: Path | None,
         keep_checkpoints: int,
@@ -196,7 +215,8 @@ class _Session:
         self.network, self.config, self.data = network, config, data
         self.devices, self.folder = devices, folder
         self.steps_per_epoch = len(data.train_labels) // config.batch_size
-        self.loss = per_sample_loss(config.loss, config.label_smoothing)
+        self.loss = loss or per_sample_loss(config.loss, config.label_smoothing)
+        self.description = records.plain(run_config(network, config, data, loss))
         self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
 
         variables = resnet.init(network, jax.random.key(config.seed))
@@ -208,7 +228,7 @@ class _Session:
             init_state(network, config, variables, optimizer), self.replicated
         )
         self.train_step = map_over_devices(
-            make_train_step(network, config, optimizer, AXIS_NAME),
+            make_train_step(network, config, optimizer, AXIS_NAME, self.loss),
             devices if jax.process_count() == 1 else jax.devices(),
         )
         self.epoch = self.step_in_epoch = 0
@@ -216,12 +236,10 @@ class _Session:
         self.checkpoints = self.metrics_file = None
         if folder is not None:
             self.checkpoints = Checkpoints(
-                folder / CHECKPOINTS, keep_checkpoints, scored=config.validation > 0
+                folder / CHECKPOINTS, keep_checkpoints, scored="validation" in data.parts
             )
             self._resume(self.checkpoints)
-            self.metrics = [
-                row for row in records.read_metrics(folder) if row["epoch"] <= self.epoch
-            ]
+            self.metrics = records.rows_of_epochs(folder, self.epoch)
             if jax.process_index() == 0:
                 self.metrics_file = records.MetricsFile(folder, self.epoch)
 
@@ -229,6 +247,8 @@ class _Session:
         step = checkpoints.latest_step()
         if step is not None:
             restored = checkpoints.restore(step, self.state)
+            where = f"checkpoint {step} in {self.folder}"
+            records.refuse_other_config(restored.position["config"], self.description, where)
             self.state = jax.device_put(restored.state, self.replicated)
             self.epoch = restored.position["epoch"]
             self.step_in_epoch = restored.position["step_in_epoch"]
@@ -342,7 +362,7 @@ class _Session:
         }
         trained_exits = training_outputs(self.network, self.config) > 1
         config = self.network if trained_exits else replace(self.network, exits="none")
-        evaluated = self._trajectories(replace(network, config=config), ("validation", "test"))
+        evaluated = self._trajectories(replace(network, config=config), self.data.parts[1:])
         row |= evaluated
         row["parameter_norms"] = parameter_norms(self.network, network.params)
         row["seconds"] = seconds
@@ -367,7 +387,7 @@ class _Session:
             position = {
                 "epoch": self.epoch,
                 "step_in_epoch": self.step_in_epoch,
-                "config": records.plain(run_config(self.network, self.config, self.data)),
+                "config": self.description,
             }
             if step != self.checkpoints.latest_step():
                 self.checkpoints.save(step, self.state, position, score)
@@ -376,30 +396,27 @@ class _Session:
         variables = self.state.variables if self.state.average is None else self.state.average
         return Network(self.network, *jax.device_put(variables, self.devices[0]))
 
-    def _trajectories(self, network: Network, splits: Sequence[str]) -> dict[str, Trajectory]:
-        results = {}
-        for split in splits:
-            labels = getattr(self.data, f"{split}_labels")
-            if labels is not None:
-                results[split] = trajectory(
-                    network,
-                    getattr(self.data, f"{split}_images"),
-                    labels,
-                    loss=self.loss,
-                    execution=self.config.execution,
-                )
-        return results
+    def _trajectories(self, network: Network, parts: Sequence[str]) -> dict[str, Trajectory]:
+        return {
+            part: trajectory(
+                network,
+                self.data.images(part),
+                self.data.labels(part),
+                loss=self.loss,
+                execution=self.config.execution,
+            )
+            for part in parts
+        }
 
     def finish(self, interrupted: bool) -> Run:
         """The result; of a finished run also its trajectories and network on disk."""
         network, trajectories = self._network(), {}
         if not interrupted:
-            readable = network
             if training_outputs(self.network, self.config) == 1:
-                readable = calibrate_exits(
+                network = calibrate_exits(
                     network, self.data.train_images, execution=self.config.execution
                 )
-            trajectories = self._trajectories(readable, ("train", "validation", "test"))
+            trajectories = self._trajectories(network, self.data.parts)
             if self.folder is not None and jax.process_index() == 0:
                 norms = parameter_norms(self.network, network.params)
                 records.write_json(

@@ -55,11 +55,19 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, config)
         return
-    found = read_json(path)
-    different = list(_differences(found, config))
+    refuse_other_config(read_json(path), config, str(workdir))
+
+
+def refuse_other_config(found: Any, wanted: dict[str, Any], where: str) -> None:
+    """Refuse to continue a run with another configuration than it was started with.
+
+    Raises:
+      ValueError: naming what differs.
+    """
+    different = list(_differences(found, wanted))
     if different:
         raise ValueError(
-            f"{workdir} holds a run with another configuration ({'; '.join(different)}): choose "
+            f"{where} holds a run with another configuration ({'; '.join(different)}): choose "
             "another workdir, or the same configuration to continue that run."
         )
 
@@ -74,17 +82,19 @@ def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
         yield f"{name} is {found} there and {wanted} here"
 
 
-def record_session(workdir: Path, provenance: dict[str, Any]) -> None:
-    """Add this session to `run.json`: command, versions, devices, time, and `provenance`."""
+def record_session(workdir: Path, source: dict[str, Any]) -> None:
+    """Add this session to `run.json`: command, versions, devices, time; `source` is of the data."""
     path = workdir / RUN
     run = read_json(path) if path.exists() else {"sessions": []}
+    if not (isinstance(run, dict) and isinstance(run.get("sessions"), list)):
+        raise ValueError(f"{path} is damaged: it holds no list of sessions.")
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    run.update(provenance)
+    run.update(source)
     run["sessions"].append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -104,8 +114,7 @@ class MetricsFile:
     def __init__(self, workdir: Path, epochs_done: int) -> None:
         """Open the file, keeping the rows of the epochs that are done and dropping later ones."""
         self._path = workdir / METRICS
-        kept = [row for row in read_metrics(workdir) if row["epoch"] <= epochs_done]
-        text = "".join(_line(row) for row in kept)
+        text = "".join(_line(row) for row in rows_of_epochs(workdir, epochs_done))
         replace_file(self._path, text.encode())
 
     def append(self, row: dict[str, Any]) -> None:
@@ -114,6 +123,21 @@ class MetricsFile:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
+
+
+def rows_of_epochs(workdir: str | os.PathLike, epochs_done: int) -> list[dict[str, Any]]:
+    """The rows of the first `epochs_done` epochs.
+
+    Raises:
+      ValueError: if one of them is missing.
+    """
+    rows = [row for row in read_metrics(workdir) if row["epoch"] <= epochs_done]
+    if [row["epoch"] for row in rows] != list(range(1, epochs_done + 1)):
+        raise ValueError(
+            f"{Path(workdir) / METRICS} lacks epochs that the checkpoints beside it have: restore "
+            "the file, or start in another workdir."
+        )
+    return rows
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -125,8 +149,11 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and "epoch" in row):
+                raise ValueError("it is not the row of an epoch.")
+            rows.append(row)
+        except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"{path} is damaged in line {number}: {error}") from error
     return rows

@@ -45,17 +45,18 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
       which: "last" or "best".
 
     Returns:
-      The network (its moving average, if the run keeps one).
+      The network (its moving average, if the run keeps one), as it was trained: without stage cost
+      its exits are not calibrated.
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint, or no best one.
       ValueError: if the configuration or the checkpoint is damaged.
     """
-    network, config, _ = load_configs(workdir)
+    network, config, data = load_configs(workdir)
     folder = Path(workdir) / CHECKPOINTS
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
-    checkpoints = Checkpoints(folder, scored=config.validation > 0)
+    checkpoints = Checkpoints(folder, scored="validation" in data["samples"])
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         if step is None:

@@ -10,7 +10,12 @@ import optax
 from jax import lax
 
 from ocresnet.data.batches import Batch
-from ocresnet.stage_cost.objective import objective, output_losses, per_sample_loss
+from ocresnet.stage_cost.objective import (
+    PerSampleLoss,
+    objective,
+    output_losses,
+    per_sample_loss,
+)
 from ocresnet.systems import resnet
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
@@ -101,6 +106,7 @@ def make_train_step(
     config: TrainingConfig,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
+    loss: PerSampleLoss | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
     """The step of one device: gradient of equation (3), averaged over devices, and the update.
 
@@ -111,13 +117,14 @@ def make_train_step(
       config: the training configuration.
       optimizer: applied to the mean gradient.
       axis_name: the mapped axis that the batch is split over, or None on a single device.
+      loss: any per-sample loss; None means that of `config`.
 
     Returns:
       A function (state, batch) -> (state, info), where the batch has no device axis.
     """
     if config.stage_cost == 0:
         network = replace(network, exits="none")
-    loss = per_sample_loss(config.loss, config.label_smoothing)
+    per_sample = loss or per_sample_loss(config.loss, config.label_smoothing)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
         return tree if axis_name is None else lax.pmean(tree, axis_name)
@@ -133,7 +140,7 @@ def make_train_step(
             axis_name=axis_name,
             execution=config.execution,
         )
-        losses = output_losses(loss, logits, batch.labels)
+        losses = output_losses(per_sample, logits, batch.labels)
         accuracies = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels, axis=-1)
         return objective(losses, config.stage_cost), (losses, accuracies, batch_stats)
 
@@ -149,7 +156,9 @@ def make_train_step(
         variables = Variables(optax.apply_updates(params, updates), batch_stats)
         average = state.average
         if average is not None:
-            average = optax.incremental_update(variables, average, 1 - config.average_decay)
+            warm = (1.0 + state.step) / (10.0 + state.step)
+            decay = jnp.minimum(config.average_decay, warm)
+            average = optax.incremental_update(variables, average, 1 - decay)
         metrics = EpochTotals(value, losses, accuracies, optax.tree.norm(gradient))
         totals = jax.tree.map(jnp.add, state.totals, metrics)
         state = TrainState(state.step + 1, variables, opt_state, average, totals)

@@ -41,6 +41,10 @@ def test_split_holds_out_the_same_samples_for_the_same_seed():
     assert sorted(map(bytes, together)) == sorted(map(bytes, data.train_images))
     np.testing.assert_array_equal(first.test_images, data.test_images)
     assert data.split(0) is data
+    assert (data.choosing_part, first.choosing_part) == ("train", "validation")
+    assert first.fingerprint != data.fingerprint
+    with pytest.raises(ValueError, match="split only once"):
+        first.split(0.3)
 
 
 def test_fingerprint_tells_data_apart():
@@ -53,14 +57,24 @@ def test_fingerprint_tells_data_apart():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_images": np.zeros((10, 4, 4, 2), int)}, "must be uint8 or float32"),
-        ({"train_images": np.zeros((10, 16), np.uint8)}, "must be uint8 or float32"),
+        ({"train_images": np.zeros((10, 4, 4, 2), int)}, "must be uint8 or floating point"),
+        ({"train_images": np.zeros((10, 16), np.uint8)}, "must be uint8 or floating point"),
         ({"train_images": np.full((10, 4, 4, 2), np.nan)}, "not finite"),
         ({"train_labels": np.zeros(9, int)}, "one integer for each of the 10 images"),
         ({"train_labels": np.zeros(10)}, "one integer for each of the 10 images"),
         ({"train_labels": np.arange(10) - 1}, "labels go from -1"),
         ({"classes": 2}, r"must lie in 0 \.\.\. 1"),
         ({"test_images": np.zeros((4, 4, 5, 2), np.uint8)}, "but test images"),
+        ({"test_images": np.zeros((4, 4, 4, 2), np.float32)}, "training images are uint8"),
+        ({"validation_images": np.zeros((2, 4, 4, 2), np.uint8)}, "go together"),
+        (
+            {
+                "validation_images": np.zeros((2, 4, 4, 2), np.uint8),
+                "validation_labels": np.array([0, 50]),
+                "classes": 3,
+            },
+            "labels go from 0 to 50",
+        ),
         (
             {"test_images": np.zeros((0, 4, 4, 2), np.uint8), "test_labels": np.zeros(0, int)},
             "no test images",

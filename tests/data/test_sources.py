@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.write_tfds import write_tfds
 from ocresnet.data.sources import load_dataset
+from ocresnet.data.tfds_folder import write_tfds
 
 
 @pytest.fixture

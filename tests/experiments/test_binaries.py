@@ -141,6 +141,10 @@ def test_help_is_grouped_and_names_presets():
         ("train", ("--preset=mnist_homogeneous54_shared", "--data_dir=/none"), "is not a folder"),
         ("train", ("--preset=digits_homogeneous12_shared", "--workdir=/dev/null/x"), "cannot be"),
         ("train", ("surprise",), "unexpected argument 'surprise'"),
+        ("train", ("--preset=digits_homogeneous12_shared", "--exits=none"), "has no exits to pay"),
+        ("train", ("--blokcs=3",), "blokcs"),
+        ("demo", ("--blocks=3",), "--blocks is not a flag of this program"),
+        ("prune", ("--workdir=w", "--blocks=3", "--tolerance=1"), "not both"),
         ("evaluate", (), "--workdir is needed"),
         ("prune", ("--workdir=/none",), "there is no config.json in /none"),
     ],
@@ -149,6 +153,7 @@ def test_bad_input_gets_one_sentence(program, arguments, message):
     code, _, errors = finish(program, *arguments)
     assert code == 1
     assert message in errors and "Traceback" not in errors
+    assert errors.startswith("error: ") and errors.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -102,6 +102,9 @@ def test_blocks_of_a_subresnet(parse):
         2,
         0,
     )
+    for blocks, stages in ((12, (12, 0, 0)), (20, (18, 2, 0))):
+        wanted = parse("--preset=cifar10_standard12_plain", f"--blocks={blocks}")
+        assert wanted.network.blocks == stages
     wanted = parse("--preset=cifar10_homogeneous54_shared", "--filters=16,32,64")
     assert wanted.network.blocks == (18, 18, 18)
 
@@ -111,7 +114,7 @@ def test_blocks_of_a_subresnet(parse):
     [
         ([], "--preset is needed"),
         (["--preset=mnist_homogeneous54_shared", "--blocks=x"], "--blocks is 'x'"),
-        (["--preset=mnist_homogeneous54_shared", "--blocks=-1"], "must not be negative"),
+        (["--preset=mnist_homogeneous54_shared", "--blocks=-1"], "blocks is"),
         (["--preset=mnist_homogeneous54_shared", "--epochs=0"], "epochs is 0"),
         (["--preset=cifar10_standard54_shared", "--blocks=10"], "divisible by the 3 stages"),
     ],

@@ -11,6 +11,7 @@ from ocresnet.stage_cost.early_exit import NEVER, predict
 from ocresnet.stage_cost.trajectory import logits_over_depth
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, random_images, random_variables
 
 SAMPLES = 37
@@ -87,6 +88,10 @@ def test_nonsense_is_refused(network):
         predict(network, images, confidence=0)
     with pytest.raises(ValueError, match="no images"):
         predict(network, images[:0])
+    with pytest.raises(ValueError, match="batch_size is -3"):
+        predict(network, images, confidence=0.5, batch_size=-3)
+    with pytest.raises(ValueError, match="this network needs"):
+        predict(network, images[:, :-1], confidence=0.5)
     plain = replace(network, config=replace(network.config, exits="none"))
     with pytest.raises(ValueError, match="no exits to leave at"):
         predict(plain, images, confidence=0.5)
@@ -141,6 +146,13 @@ def test_budget_is_kept_and_more_of_it_is_not_worse(calibration_data):
     for choice, budget in zip(choices, (0.3, 0.6, 1.1), strict=True):
         assert choice.cost <= budget
     assert choices[0].accuracy < choices[1].accuracy <= choices[2].accuracy
+
+
+def test_a_network_without_blocks_has_one_way_out():
+    config = ResNetConfig.homogeneous(blocks=0, filters=4, image_shape=(4, 4, 1), classes=3)
+    logits = np.random.default_rng(0).normal(size=(1, 20, 3))
+    choice = calibrate_confidence(config, logits, np.zeros(20, int), budget=1.0)
+    assert choice.confidence == NEVER and choice.cost == 1.0
 
 
 def test_wishes_that_cannot_be_granted_are_refused(calibration_data):

@@ -78,6 +78,8 @@ def test_depth_rule(accuracies, probabilities, tolerance, blocks):
 def test_depth_rule_refuses_nonsense():
     with pytest.raises(ValueError, match="must not be negative"):
         recommend_depth(measured([0.5, 0.6]), -1)
+    with pytest.raises(ValueError, match="one output leaves no depth to choose"):
+        recommend_depth(measured([0.5]))
     with pytest.raises(ValueError, match="finite"):
         recommend_depth(measured([0.5, np.nan]))
 

@@ -53,6 +53,15 @@ def test_parameter_norms_are_those_of_each_residual_branch(network):
     np.testing.assert_allclose(norms[0], np.sqrt(square), rtol=1e-5)
 
 
-def test_no_samples_are_refused(network):
-    with pytest.raises(ValueError, match="at least one sample"):
-        trajectory(network, random_images(network.config, batch=0), np.zeros(0, int))
+def test_what_does_not_fit_is_refused(network):
+    images = random_images(network.config, batch=4)
+    with pytest.raises(ValueError, match="no samples"):
+        trajectory(network, images[:0], np.zeros(0, int))
+    with pytest.raises(ValueError, match="4 images, but 3 labels"):
+        trajectory(network, images, np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 2"):
+        trajectory(network, images, np.array([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        trajectory(network, images, np.zeros(4, int), batch_size=-1)
+    with pytest.raises(ValueError, match="no samples"):
+        logits_over_depth(network, images[:0])

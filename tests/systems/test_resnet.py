@@ -278,7 +278,10 @@ def test_subresnet_keeps_the_later_projections_in_its_head():
     ("fields", "message"),
     [
         ({"blocks": (3,), "filters": (4, 8)}, "same number of stages"),
-        ({"blocks": (-1,), "filters": (4,)}, "must not be negative"),
+        ({"blocks": (-1,), "filters": (4,)}, "blocks is .* at least 0"),
+        ({"blocks": (3.5,), "filters": (4,)}, "whole numbers"),
+        ({"blocks": (1,), "filters": (4,), "image_shape": ()}, "image_shape is"),
+        ({"blocks": (1,), "filters": (4,), "pixel_deviation": (float("nan"),)}, "positive"),
         ({"blocks": (2, 0, 1), "filters": (4, 4, 4)}, "only the last stages"),
         ({"blocks": (1,), "filters": (0,)}, "filters is"),
         ({"blocks": (1,), "filters": (4,), "classes": 1}, "classes is 1"),
@@ -309,3 +312,5 @@ def test_images_of_another_shape_are_refused():
     variables = resnet.init(config, jax.random.key(0))
     with pytest.raises(ValueError, match=r"this network needs \[batch, 8, 8, 2\]"):
         apply(config, variables, np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="float64 needs jax_enable_x64"):
+        apply(config, variables, random_images(config), execution=DOUBLE)

@@ -25,6 +25,7 @@ def test_survives_json():
     ("name", "value", "message"),
     [
         ("epochs", 0, "at least 1"),
+        ("epochs", 2.5, "a whole number"),
         ("batch_size", -1, "at least 1"),
         ("learning_rate", 0.0, "positive"),
         ("learning_rate", float("nan"), "positive"),
@@ -39,7 +40,7 @@ def test_survives_json():
         ("loss", "hinge", "cross_entropy, l2"),
         ("augmentation", "cutmix", "none, crop, crop_flip"),
         ("weight_decay_on", "biases", "all, residual_branches"),
-        ("seed", -1, "in 0"),
+        ("seed", -1, "a whole number, 0"),
     ],
 )
 def test_impossible_values_are_refused(name, value, message):

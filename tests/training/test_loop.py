@@ -7,10 +7,12 @@ import threading
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ocresnet.data.dataset import Dataset
+from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import load
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training import loop, records
@@ -127,7 +129,8 @@ def test_a_finished_run_is_returned_and_not_repeated(toy_data, tmp_path, monkeyp
 
 
 def test_what_a_run_leaves_behind(toy_data, tmp_path):
-    result = run(toy_data, tmp_path, tensorboard=True, provenance={"dataset": "toy"})
+    data = replace(toy_data, source="toy.npz", data_dir="there")
+    result = run(data, tmp_path, tensorboard=True)
     rows = records.read_metrics(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows == result.metrics
     last = rows[-1]
@@ -145,7 +148,8 @@ def test_what_a_run_leaves_behind(toy_data, tmp_path):
     )
     trajectory = json.loads((tmp_path / records.TRAJECTORY).read_text())
     assert trajectory["test"]["accuracies"] == last["test"]["accuracies"]
-    assert json.loads((tmp_path / records.RUN).read_text())["dataset"] == "toy"
+    noted = json.loads((tmp_path / records.RUN).read_text())
+    assert (noted["dataset"], noted["data_dir"]) == ("toy.npz", "there")
     assert any((tmp_path / "tensorboard").iterdir())
     for saved in (load(tmp_path / "network"), restore_network(tmp_path, "last")):
         jax.tree.map(np.testing.assert_array_equal, saved, result.network)
@@ -168,6 +172,26 @@ def test_a_network_without_stage_cost_is_read_out_at_every_depth(toy_data):
     np.testing.assert_allclose(
         result.trajectories["test"].losses[-1], result.metrics[0]["test"]["losses"][0], rtol=1e-5
     )
+    # The network that comes back is the one that was measured: it can be cut and left early.
+    again = trajectory(result.network, toy_data.test_images, toy_data.test_labels)
+    np.testing.assert_allclose(again.losses, result.trajectories["test"].losses, rtol=1e-5)
+
+
+def test_any_per_sample_loss_trains(toy_data):
+    def cubed(logits, labels):
+        return jnp.sum(jnp.abs(logits - jax.nn.one_hot(labels, 3)) ** 3, axis=-1)
+
+    config = replace(CONFIG, epochs=1, validation=0.0)
+    result = run(toy_data, config=config, loss=cubed)
+    measured = trajectory(result.network, toy_data.test_images, toy_data.test_labels, loss=cubed)
+    np.testing.assert_allclose(result.trajectories["test"].losses, measured.losses, rtol=1e-6)
+
+
+def test_data_that_was_split_before_has_a_best_checkpoint(toy_data, tmp_path):
+    run(toy_data.split(0.2), tmp_path, config=replace(CONFIG, epochs=1, validation=0.0))
+    assert restore_network(tmp_path, "best").config.depth == 2
+    with pytest.raises(ValueError, match="split only once"):
+        run(toy_data.split(0.2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy_data, tmp_path):
@@ -197,6 +221,17 @@ def test_another_configuration_or_data_is_refused(toy_data, tmp_path):
     other = replace(toy_data, train_labels=toy_data.train_labels[::-1].copy())
     with pytest.raises(ValueError, match=r"data\.fingerprint"):
         run(other, tmp_path, config=replace(CONFIG, epochs=1))
+    # The checkpoint knows its configuration too.
+    (tmp_path / records.CONFIG).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint 4 .*training\.seed is 0 there and 5 here"):
+        run(toy_data, tmp_path, config=replace(CONFIG, epochs=1, seed=5))
+
+
+def test_lost_metrics_are_noticed(toy_data, tmp_path):
+    run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+    (tmp_path / records.METRICS).unlink()
+    with pytest.raises(ValueError, match="lacks epochs that the checkpoints beside it have"):
+        run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_compiled(toy_data, tmp_path, monkeypatch):
@@ -209,6 +244,12 @@ def test_what_cannot_work_is_refused_before_anything_is_compiled(toy_data, tmp_p
         fit(ResNetConfig.homogeneous(2, 4), CONFIG, toy_data)
     with pytest.raises(ValueError, match="network has 2 classes, but toy has 3"):
         fit(replace(network(toy_data), classes=2), CONFIG, toy_data)
+    plain = replace(network(toy_data), exits="none")
+    with pytest.raises(ValueError, match=r"stage_cost is 0.02, but the network has no exits"):
+        fit(plain, CONFIG, toy_data, devices=ONE_DEVICE)
+    separate = replace(network(toy_data), exits="separate")
+    with pytest.raises(ValueError, match="separate exit heads learn only from the stage cost"):
+        fit(separate, replace(CONFIG, stage_cost=0.0), toy_data, devices=ONE_DEVICE)
     with pytest.raises(ValueError, match="keep_checkpoints is 0"):
         run(toy_data, keep_checkpoints=0)
     (tmp_path / "file").write_text("")

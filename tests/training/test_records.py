@@ -50,6 +50,12 @@ def test_every_session_is_recorded(tmp_path):
     assert run["sessions"][0]["versions"]["jax"]
 
 
+def test_a_damaged_record_of_sessions_is_an_error(tmp_path):
+    (tmp_path / records.RUN).write_text("{}")
+    with pytest.raises(ValueError, match="holds no list of sessions"):
+        records.record_session(tmp_path, {})
+
+
 def test_an_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="workdir .* cannot be written"):
