@@ -42,7 +42,8 @@ def calibrate_confidence(
         `trajectory.logits_over_depth` gives them. Not of the test set.
       labels: [samples].
       accuracy: reach at least this share of correct samples, at the least cost.
-      budget: spend at most this share of the network's multiply-adds, as accurately as possible.
+      budget: spend at most this share of the network's multiply-adds, as accurately as possible;
+        of equally accurate thresholds the highest is taken.
       candidates: how many thresholds to try, at equally spaced quantiles of the confidences.
 
     Returns:
@@ -84,7 +85,7 @@ def calibrate_confidence(
     if not granted:
         least = min(choice.cost for choice in tried)
         raise ValueError(f"no threshold meets a budget of {budget}: the least cost is {least:.4f}.")
-    return max(granted, key=lambda choice: choice.accuracy)
+    return max(granted, key=lambda choice: (choice.accuracy, choice.confidence))
 
 
 def exit_costs(config: ResNetConfig) -> np.ndarray:
