@@ -30,7 +30,7 @@ from experiments import command_line
 from experiments.timing import alternate, ratio
 from ocresnet.data.batches import Batch
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizer import paper_optimizer

@@ -14,7 +14,7 @@ import torch.nn.functional as functional
 from torch import nn
 
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import Variables, unstack
 
 

@@ -15,7 +15,7 @@ from experiments.display import draw_figures, print_depth_table
 from experiments.presets import PRESETS
 from ocresnet.data.sources import load_dataset
 from ocresnet.stage_cost.pruning import recommend_depth
-from ocresnet.training.loop import fit, for_dataset
+from ocresnet.training.fit import fit, for_dataset
 
 PRESET = "digits_homogeneous12_shared"
 EXIT_BUDGET = 0.3

@@ -10,7 +10,7 @@ from experiments.presets import PAPER_BLOCKS, PRESETS
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.sources import NAMES
 from ocresnet.stage_cost.objective import Loss, WeightDecayOn
-from ocresnet.systems.resnet import Exits, Precision, ResNetConfig
+from ocresnet.systems.resnet_config import Exits, Precision, ResNetConfig
 from ocresnet.systems.system import Remat
 from ocresnet.training.config import TrainingConfig
 

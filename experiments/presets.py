@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ocresnet.systems import counts
-from ocresnet.systems.resnet import Exits, ResNetConfig
+from ocresnet.systems.resnet_config import Exits, ResNetConfig
 from ocresnet.training.config import TrainingConfig
 
 PAPER_BLOCKS = 54

@@ -13,7 +13,7 @@ from experiments import command_line, flags, presets
 from experiments.display import draw_figures, print_depth_table
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
-from ocresnet.training.loop import Run, fit, for_dataset
+from ocresnet.training.fit import Run, fit, for_dataset
 
 
 def train(wanted: flags.RunFlags, data: Dataset) -> Run:

@@ -21,9 +21,9 @@ from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.pruning import prune, recommend_depth
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import Network, load, save
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.loop import fit, for_dataset
+from ocresnet.training.fit import fit, for_dataset
 
 __all__ = [
     "Dataset",

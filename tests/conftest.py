@@ -12,7 +12,7 @@ import pytest
 
 from ocresnet.data.dataset import Dataset
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import Variables
 
 SMALL = {

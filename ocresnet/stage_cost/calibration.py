@@ -8,7 +8,7 @@ import numpy as np
 
 from ocresnet.stage_cost.early_exit import NEVER
 from ocresnet.systems import counts
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 
 
 class Calibration(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from ocresnet.stage_cost.trajectory import check_batch_size
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import PyTree, Segment, Variables
 
 Array = jax.Array

@@ -14,7 +14,7 @@ import numpy as np
 from ocresnet.stage_cost.trajectory import check_batch_size
 from ocresnet.systems import layers, resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 
 Array = jax.Array

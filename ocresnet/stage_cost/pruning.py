@@ -14,7 +14,7 @@ import numpy as np
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory
 from ocresnet.systems import counts, resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import Execution
+from ocresnet.systems.resnet_config import Execution
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array

@@ -14,7 +14,7 @@ import numpy as np
 from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 
 Array = jax.Array

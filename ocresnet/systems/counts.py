@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree
 
 

@@ -11,7 +11,7 @@ import jax
 
 from ocresnet.files import replace_file
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 
 CONFIG_FILE = "network.json"

@@ -6,7 +6,7 @@ from typing import get_args
 
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.stage_cost.objective import Loss, WeightDecayOn
-from ocresnet.systems.resnet import Execution
+from ocresnet.systems.resnet_config import Execution
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""Training from start, or from where it stopped, to a finished network: `fit`."""
+"""The training loop: epochs of steps, evaluated, written down and saved, from any position."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +14,15 @@ from jax.experimental import multihost_utils
 
 from ocresnet.data.batches import epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
-from ocresnet.stage_cost.exits import calibrate_exits
-from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
+from ocresnet.stage_cost.objective import PerSampleLoss
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms, trajectory
-from ocresnet.systems import network as networks
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.checkpoints import Checkpoints
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.interruption import StopRequests, stop_requests
+from ocresnet.training.interruption import StopRequests
 from ocresnet.training.optimizer import learning_rate_schedule, paper_optimizer
 from ocresnet.training.progress import TrainingProgress
 from ocresnet.training.step import (
@@ -39,7 +36,8 @@ from ocresnet.training.step import (
     zero_totals,
 )
 
-CHECKPOINTS, NETWORK = "checkpoints", "network"
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run's workdir."""
 
 STEPS_IN_FLIGHT = 8
 """Steps that may be dispatched before their loss is looked at."""
@@ -49,174 +47,41 @@ class NonFiniteLossError(FloatingPointError):
     """Training met a loss or a parameter that is not finite."""
 
 
-class Run(NamedTuple):
-    """The result of `fit`.
+class TrainingLoop:
+    """A run in progress: its constants, its state, its position, and what it writes.
 
     Attributes:
-      network: the trained network (its moving average, if one is kept).
-      metrics: one dictionary an epoch, as in `metrics.jsonl`.
-      trajectories: of the finished network on "train" (without augmentation), "validation" and
-        "test", where they exist; empty if the run was interrupted.
-      interrupted: whether a signal stopped it before the last epoch.
+      metrics: the rows of the epochs that are done.
     """
-
-    network: Network
-    metrics: list[dict[str, Any]]
-    trajectories: dict[str, Trajectory]
-    interrupted: bool
-
-
-def fit(
-    network: ResNetConfig,
-    config: TrainingConfig,
-    data: Dataset,
-    *,
-    workdir: str | os.PathLike | None = None,
-    devices: Sequence[jax.Device] | None = None,
-    keep_checkpoints: int = 2,
-    tensorboard: bool = False,
-    progress: bool = True,
-    loss: PerSampleLoss | None = None,
-) -> Run:
-    """Train a network, or continue the run in `workdir` to the very same result.
-
-    After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
-    middle of an epoch and return.
-
-    After `jax.distributed.initialize`, call it in every process with the same arguments: each
-    computes its part of every batch, the first writes the records, and a signal to any of them
-    stops all after the epoch.
-
-    Args:
-      network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
-      config: everything else that determines the numbers.
-      data: training and test set; `config.validation` is split off here.
-      workdir: folder of the run; None keeps nothing on disk.
-      devices: devices to use; None means all, of all processes.
-      keep_checkpoints: how many of the last checkpoints to keep.
-      tensorboard: also write TensorBoard files (needs tensorboardX).
-      progress: show a progress bar, or outside a terminal a line an epoch.
-      loss: any per-sample loss, (logits [..., classes], labels [...]) -> [...]; None means that of
-        `config`.
-
-    Returns:
-      The trained network, its metrics and its trajectories over depth. A network that was trained
-      without stage cost comes back with calibrated exits.
-
-    Raises:
-      ValueError: if network, configuration, data and devices do not fit together, or the workdir
-        holds another run.
-      OSError: if the workdir cannot be written.
-      NonFiniteLossError: if the loss or a parameter stops being finite.
-
-    Example:
-      >>> data = load_dataset("digits")
-      >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
-    """
-    if devices is not None and jax.process_count() > 1:
-        raise ValueError("with several processes all their devices are used: leave devices out.")
-    local_devices = list(jax.local_devices() if devices is None else devices)
-    data = data.split(config.validation, config.seed)
-    _check(network, config, data, len(local_devices))
-    if keep_checkpoints < 1:
-        raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
-    folder = None if workdir is None else records.prepare_workdir(workdir)
-    if folder is not None:
-        records.check_config(folder, run_config(network, config, data, loss))
-        if jax.process_index() == 0:
-            source = {"dataset": data.source, "data_dir": data.data_dir}
-            records.record_session(folder, source)
-    session = _Session(network, config, data, loss, local_devices, folder, keep_checkpoints)
-    with (
-        records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
-        stop_requests() as stop,
-        session.progress(progress) as bar,
-    ):
-        interrupted = session.train(stop, bar, board)
-    return session.finish(interrupted)
-
-
-def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
-    """The architecture with image shape, classes and pixel statistics of a data set."""
-    mean, deviation = data.pixel_statistics
-    return replace(
-        network,
-        image_shape=data.image_shape,
-        classes=data.classes,
-        pixel_mean=mean,
-        pixel_deviation=deviation,
-    )
-
-
-def run_config(
-    network: ResNetConfig,
-    config: TrainingConfig,
-    data: Dataset,
-    loss: PerSampleLoss | None = None,
-) -> dict[str, Any]:
-    """What determines a run's numbers, as JSON values."""
-    samples = {part: len(data.labels(part)) for part in data.parts}
-    described: dict[str, Any] = {
-        "network": asdict(network),
-        "training": asdict(config),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": samples},
-    }
-    if loss is not None:
-        described["loss"] = getattr(loss, "__qualname__", repr(type(loss)))
-    return described
-
-
-def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices: int) -> None:
-    """Refuse what cannot work before anything is compiled."""
-    if network.image_shape != data.image_shape:
-        raise ValueError(
-            f"the network takes images of shape {network.image_shape}, but {data.name} has "
-            f"{data.image_shape}."
-        )
-    if network.classes < data.classes:
-        raise ValueError(
-            f"the network has {network.classes} classes, but {data.name} has {data.classes}."
-        )
-    if network.exits == "none" and config.stage_cost > 0:
-        raise ValueError(
-            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: give "
-            "it exits (shared or separate), or set stage_cost to 0."
-        )
-    if network.exits == "separate" and config.stage_cost == 0:
-        raise ValueError(
-            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
-            "exits shared or none."
-        )
-    total_devices = devices * jax.process_count()
-    if config.batch_size % total_devices:
-        raise ValueError(
-            f"batch_size {config.batch_size} is not divisible over {total_devices} devices."
-        )
-    if config.batch_size > len(data.train_labels):
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
-            f"which has {len(data.train_labels)} samples."
-        )
-
-
-class _Session:
-    """One call of `fit`: the run's constants, its state and its position."""
 
     def __init__(
         self,
         network: ResNetConfig,
         config: TrainingConfig,
         data: Dataset,
-        loss: PerSampleLoss | None,
+        loss: PerSampleLoss,
         devices: list[jax.Device],
+        *,
+        description: dict[str, Any],
         folder: Path | None,
         keep_checkpoints: int,
     ) -> None:
+        """Set up the run, at its start or where the newest checkpoint in `folder` left it.
+
+        Args:
+          network, config, data, loss: what determines the numbers.
+          devices: local devices to use.
+          description: the same as JSON values, to recognise the run's own checkpoints.
+          folder: of the run; None keeps nothing on disk.
+          keep_checkpoints: how many of the last checkpoints to keep.
+
+        Raises:
+          ValueError: if what is in the folder is damaged or of another run.
+        """
         self.network, self.config, self.data = network, config, data
         self.devices, self.folder = devices, folder
         self.steps_per_epoch = len(data.train_labels) // config.batch_size
-        self.loss = loss or per_sample_loss(config.loss, config.label_smoothing)
-        self.description = records.plain(run_config(network, config, data, loss))
+        self.loss, self.description = loss, description
         self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
 
         variables = resnet.init(network, jax.random.key(config.seed))
@@ -254,6 +119,7 @@ class _Session:
             self.step_in_epoch = restored.position["step_in_epoch"]
 
     def progress(self, show: bool) -> TrainingProgress:
+        """A progress display that starts where the run is."""
         done = self.epoch * self.steps_per_epoch + self.step_in_epoch
         show = show and jax.process_index() == 0
         return TrainingProgress(
@@ -351,7 +217,7 @@ class _Session:
         means = jax.tree.map(
             lambda total: np.asarray(total, np.float64) / self.steps_per_epoch, self.state.totals
         )
-        network = self._network()
+        network = self.trained_network()
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "step": last_step + 1,
@@ -362,7 +228,7 @@ class _Session:
         }
         trained_exits = training_outputs(self.network, self.config) > 1
         config = self.network if trained_exits else replace(self.network, exits="none")
-        evaluated = self._trajectories(replace(network, config=config), self.data.parts[1:])
+        evaluated = self.evaluate(replace(network, config=config), self.data.parts[1:])
         row |= evaluated
         row["parameter_norms"] = parameter_norms(self.network, network.params)
         row["seconds"] = seconds
@@ -392,11 +258,13 @@ class _Session:
             if step != self.checkpoints.latest_step():
                 self.checkpoints.save(step, self.state, position, score)
 
-    def _network(self) -> Network:
+    def trained_network(self) -> Network:
+        """The network as it is now (its moving average, if one is kept)."""
         variables = self.state.variables if self.state.average is None else self.state.average
         return Network(self.network, *jax.device_put(variables, self.devices[0]))
 
-    def _trajectories(self, network: Network, parts: Sequence[str]) -> dict[str, Trajectory]:
+    def evaluate(self, network: Network, parts: Sequence[str]) -> dict[str, Trajectory]:
+        """Trajectories of a network over depth, on the named parts of the data."""
         return {
             part: trajectory(
                 network,
@@ -408,24 +276,10 @@ class _Session:
             for part in parts
         }
 
-    def finish(self, interrupted: bool) -> Run:
-        """The result; of a finished run also its trajectories and network on disk."""
-        network, trajectories = self._network(), {}
-        if not interrupted:
-            if training_outputs(self.network, self.config) == 1:
-                network = calibrate_exits(
-                    network, self.data.train_images, execution=self.config.execution
-                )
-            trajectories = self._trajectories(network, self.data.parts)
-            if self.folder is not None and jax.process_index() == 0:
-                norms = parameter_norms(self.network, network.params)
-                records.write_json(
-                    self.folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms}
-                )
-                networks.save(network, self.folder / NETWORK)
+    def close(self) -> None:
+        """Release the checkpoints."""
         if self.checkpoints is not None:
             self.checkpoints.close()
-        return Run(network, self.metrics, trajectories, interrupted)
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import jax
 
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.checkpoints import Checkpoints
 from ocresnet.training.config import TrainingConfig

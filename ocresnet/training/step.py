@@ -17,7 +17,7 @@ from ocresnet.stage_cost.objective import (
     per_sample_loss,
 )
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 from ocresnet.training.config import TrainingConfig
 

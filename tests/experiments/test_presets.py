@@ -5,7 +5,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.presets import PRESETS, describe
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ocresnet.stage_cost.early_exit import NEVER, predict
 from ocresnet.stage_cost.trajectory import logits_over_depth
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from tests.conftest import SMALL, random_images, random_variables
 
 SAMPLES = 37

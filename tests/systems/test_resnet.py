@@ -10,7 +10,7 @@ import pytest
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import counts, resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import Execution, ResNetConfig
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import Variables
 from tests.conftest import SMALL, apply, random_images, random_variables, to_float64
 from tests.systems import numpy_resnet

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from ocresnet.systems.resnet import Execution
+from ocresnet.systems.resnet_config import Execution
 from ocresnet.training.config import TrainingConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ocresnet.data.batches import Batch
 from ocresnet.systems import resnet
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizer import paper_optimizer
 from ocresnet.training.step import (

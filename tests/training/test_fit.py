@@ -14,10 +14,11 @@ import pytest
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import load
-from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import loop, records
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.loop import NonFiniteLossError, fit, for_dataset
+from ocresnet.training.fit import Run, fit, for_dataset
+from ocresnet.training.loop import NonFiniteLossError
 from ocresnet.training.progress import TrainingProgress
 from ocresnet.training.restore import restore_network
 
@@ -37,7 +38,7 @@ def network(data: Dataset) -> ResNetConfig:
     return for_dataset(ResNetConfig.homogeneous(blocks=2, filters=4), data)
 
 
-def run(data: Dataset, workdir=None, config: TrainingConfig = CONFIG, **kwargs) -> loop.Run:
+def run(data: Dataset, workdir=None, config: TrainingConfig = CONFIG, **kwargs) -> Run:
     kwargs = {"progress": False, "devices": ONE_DEVICE} | kwargs
     return fit(network(data), config, data, workdir=workdir, **kwargs)
 
@@ -235,7 +236,7 @@ def test_lost_metrics_are_noticed(toy_data, tmp_path):
 
 
 def test_what_cannot_work_is_refused_before_anything_is_compiled(toy_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_Session", None)
+    monkeypatch.setattr("ocresnet.training.fit.TrainingLoop", None)
     with pytest.raises(ValueError, match="batch_size 15 is not divisible over 8 devices"):
         run(toy_data, config=replace(CONFIG, batch_size=15), devices=jax.devices())
     with pytest.raises(ValueError, match="batch_size 128 is larger than the training set of toy"):

@@ -1,0 +1,197 @@
+"""Training a network, from start or from where it stopped: `fit`."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import jax
+
+from ocresnet.data.dataset import Dataset
+from ocresnet.stage_cost.exits import calibrate_exits
+from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
+from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
+from ocresnet.systems import network as networks
+from ocresnet.systems.network import Network
+from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.training import records
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.interruption import stop_requests
+from ocresnet.training.loop import TrainingLoop
+from ocresnet.training.step import training_outputs
+
+NETWORK = "network"
+"""Folder of the finished network in a run's workdir."""
+
+
+class Run(NamedTuple):
+    """The result of `fit`.
+
+    Attributes:
+      network: the trained network (its moving average, if one is kept).
+      metrics: one dictionary an epoch, as in `metrics.jsonl`.
+      trajectories: of the finished network on "train" (without augmentation), "validation" and
+        "test", where they exist; empty if the run was interrupted.
+      interrupted: whether a signal stopped it before the last epoch.
+    """
+
+    network: Network
+    metrics: list[dict[str, Any]]
+    trajectories: dict[str, Trajectory]
+    interrupted: bool
+
+
+def fit(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    data: Dataset,
+    *,
+    workdir: str | os.PathLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    keep_checkpoints: int = 2,
+    tensorboard: bool = False,
+    progress: bool = True,
+    loss: PerSampleLoss | None = None,
+) -> Run:
+    """Train a network, or continue the run in `workdir` to the very same result.
+
+    After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
+    middle of an epoch and return.
+
+    After `jax.distributed.initialize`, call it in every process with the same arguments: each
+    computes its part of every batch, the first writes the records, and a signal to any of them
+    stops all after the epoch.
+
+    Args:
+      network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
+      config: everything else that determines the numbers.
+      data: training and test set; `config.validation` is split off here.
+      workdir: folder of the run; None keeps nothing on disk.
+      devices: devices to use; None means all, of all processes.
+      keep_checkpoints: how many of the last checkpoints to keep.
+      tensorboard: also write TensorBoard files (needs tensorboardX).
+      progress: show a progress bar, or outside a terminal a line an epoch.
+      loss: any per-sample loss, (logits [..., classes], labels [...]) -> [...]; None means that of
+        `config`.
+
+    Returns:
+      The trained network, its metrics and its trajectories over depth. A network that was trained
+      without stage cost comes back with calibrated exits.
+
+    Raises:
+      ValueError: if network, configuration, data and devices do not fit together, or the workdir
+        holds another run.
+      OSError: if the workdir cannot be written.
+      NonFiniteLossError: if the loss or a parameter stops being finite.
+
+    Example:
+      >>> data = load_dataset("digits")
+      >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
+    """
+    if devices is not None and jax.process_count() > 1:
+        raise ValueError("with several processes all their devices are used: leave devices out.")
+    local_devices = list(jax.local_devices() if devices is None else devices)
+    data = data.split(config.validation, config.seed)
+    _check(network, config, data, len(local_devices))
+    if keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
+    folder = None if workdir is None else records.prepare_workdir(workdir)
+    description = records.plain(run_config(network, config, data, loss))
+    if folder is not None:
+        records.check_config(folder, description)
+        if jax.process_index() == 0:
+            source = {"dataset": data.source, "data_dir": data.data_dir}
+            records.record_session(folder, source)
+    loop = TrainingLoop(
+        network,
+        config,
+        data,
+        loss or per_sample_loss(config.loss, config.label_smoothing),
+        local_devices,
+        description=description,
+        folder=folder,
+        keep_checkpoints=keep_checkpoints,
+    )
+    with (
+        closing(loop),
+        records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
+        stop_requests() as stop,
+        loop.progress(progress) as bar,
+    ):
+        interrupted = loop.train(stop, bar, board)
+    trained = loop.trained_network()
+    if interrupted:
+        return Run(trained, loop.metrics, {}, interrupted)
+
+    if training_outputs(network, config) == 1:
+        trained = calibrate_exits(trained, data.train_images, execution=config.execution)
+    trajectories = loop.evaluate(trained, data.parts)
+    if folder is not None and jax.process_index() == 0:
+        norms = parameter_norms(network, trained.params)
+        records.write_json(folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms})
+        networks.save(trained, folder / NETWORK)
+    return Run(trained, loop.metrics, trajectories, interrupted)
+
+
+def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
+    """The architecture with image shape, classes and pixel statistics of a data set."""
+    mean, deviation = data.pixel_statistics
+    return replace(
+        network,
+        image_shape=data.image_shape,
+        classes=data.classes,
+        pixel_mean=mean,
+        pixel_deviation=deviation,
+    )
+
+
+def run_config(
+    network: ResNetConfig,
+    config: TrainingConfig,
+    data: Dataset,
+    loss: PerSampleLoss | None = None,
+) -> dict[str, Any]:
+    """What determines a run's numbers, as JSON values."""
+    samples = {part: len(data.labels(part)) for part in data.parts}
+    described: dict[str, Any] = {
+        "network": asdict(network),
+        "training": asdict(config),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": samples},
+    }
+    if loss is not None:
+        described["loss"] = getattr(loss, "__qualname__", repr(type(loss)))
+    return described
+
+
+def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices: int) -> None:
+    """Refuse what cannot work before anything is compiled."""
+    if network.image_shape != data.image_shape:
+        raise ValueError(
+            f"the network takes images of shape {network.image_shape}, but {data.name} has "
+            f"{data.image_shape}."
+        )
+    if network.classes < data.classes:
+        raise ValueError(
+            f"the network has {network.classes} classes, but {data.name} has {data.classes}."
+        )
+    if network.exits == "none" and config.stage_cost > 0:
+        raise ValueError(
+            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: give "
+            "it exits (shared or separate), or set stage_cost to 0."
+        )
+    if network.exits == "separate" and config.stage_cost == 0:
+        raise ValueError(
+            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
+            "exits shared or none."
+        )
+    total_devices = devices * jax.process_count()
+    if config.batch_size % total_devices:
+        raise ValueError(
+            f"batch_size {config.batch_size} is not divisible over {total_devices} devices."
+        )
+    if config.batch_size > len(data.train_labels):
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
+            f"which has {len(data.train_labels)} samples."
+        )
