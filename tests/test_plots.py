@@ -1,0 +1,74 @@
+"""Figures show what was saved: the right numbers, in the styles of the paper."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ocresnet import plots
+from ocresnet.training import records
+
+SPLITS = ("train", "validation", "test")
+
+
+def row(epoch):
+    values = {
+        split: {"losses": [3.0, position + 1 / epoch], "accuracies": [0.1, 0.9 - position / 10]}
+        for position, split in enumerate(SPLITS)
+    }
+    return {"epoch": epoch, "learning_rate": 0.1 / epoch, **values}
+
+
+MEASURED = {
+    **{
+        split: {
+            "losses": [2.0, 1.0, 0.5 + position],
+            "accuracies": [0.2, 0.5, 0.9 - position / 10],
+            "output_residuals": [3.0, 1.0 + position],
+        }
+        for position, split in enumerate(SPLITS)
+    },
+    "parameter_norms": [5.0, 4.0],
+}
+
+
+def lines(axis):
+    return {line.get_label(): line for line in axis.lines}
+
+
+def test_epochs_shows_the_networks_own_output():
+    loss, accuracy, rate = plots.draw_epochs([row(1), row(2)]).axes
+    np.testing.assert_allclose(lines(loss)["test"].get_ydata(), [3.0, 2.5])
+    np.testing.assert_allclose(lines(accuracy)["train"].get_ydata(), [90, 90])
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.05])
+
+
+@pytest.mark.parametrize("kept", [None, 1])
+def test_depth_is_dashed_in_training_and_solid_in_test(kept):
+    loss, accuracy = plots.draw_depth(MEASURED, kept).axes
+    shown = lines(loss)
+    assert shown["train"].get_linestyle() == "--" and shown["test"].get_linestyle() == "-"
+    np.testing.assert_allclose(shown["test"].get_xdata(), [0, 1, 2])
+    np.testing.assert_allclose(shown["test"].get_ydata(), [2.0, 1.0, 2.5])
+    np.testing.assert_allclose(lines(accuracy)["validation"].get_ydata(), [20, 50, 80])
+    assert ("cut: 1 blocks kept" in shown) == (kept is not None)
+
+
+def test_convergence_marks_the_cut_before_the_first_block_that_goes():
+    residual, norm = plots.draw_convergence(MEASURED, 1).axes
+    np.testing.assert_allclose(lines(residual)["test"].get_ydata(), [3.0, 3.0])
+    np.testing.assert_allclose(norm.lines[0].get_ydata(), [5.0, 4.0])
+    np.testing.assert_allclose(lines(norm)["cut: 1 blocks kept"].get_xdata(), [0.5, 0.5])
+
+
+def test_files_are_drawn_from_what_is_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no metrics"):
+        plots.save_figures(tmp_path)
+    (tmp_path / records.METRICS).write_text(json.dumps(row(1)) + "\n")
+    assert [path.name for path in plots.save_figures(tmp_path)] == ["epochs.png"]
+    (tmp_path / records.TRAJECTORY).write_text(json.dumps(MEASURED))
+    (tmp_path / plots.PRUNING).write_text("{}")
+    with pytest.raises(ValueError, match=r"pruning\.json is damaged"):
+        plots.save_figures(tmp_path)
+    (tmp_path / plots.PRUNING).unlink()
+    assert len(plots.save_figures(tmp_path)) == 3
