@@ -15,6 +15,7 @@ networks are the paper's 54-block ones. Writes <output>.json and <output>.md.
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -65,12 +66,14 @@ class Row:
       what: what was compared.
       value: measured, with its unit or quartiles.
       milliseconds: median time of the first thing compared, if it is a time.
+      seconds: every measurement of the two things compared, in the order it was taken.
     """
 
     part: str
     what: str
     value: str
     milliseconds: float | None = None
+    seconds: dict[str, list[float]] | None = None
 
 
 def standard() -> ResNetConfig:
@@ -162,7 +165,8 @@ def remat() -> list[Row]:
     rows = []
     for kind, step in steps.items():
         rows.append(Row("remat", f"{kind}: temporaries", f"{step.temporary_megabytes:.0f} MB"))
-        rows.append(_time_row("remat", f"step: {kind} / none", seconds, kind, "none"))
+        if kind != "none":
+            rows.append(_time_row("remat", f"step: {kind} / none", seconds, kind, "none"))
     return rows
 
 
@@ -202,7 +206,8 @@ def _check_same_loss(ours: float, theirs: float) -> None:
 
 def _time_row(part: str, what: str, seconds: dict, name: str, base: str) -> Row:
     milliseconds = 1e3 * float(np.median(seconds[name]))
-    return Row(part, what, str(ratio(seconds, name, base)), milliseconds)
+    raw = {key: seconds[key].tolist() for key in (name, base)}
+    return Row(part, what, str(ratio(seconds, name, base)), milliseconds, raw)
 
 
 def markdown(rows: list[Row], about: dict[str, Any]) -> str:
@@ -236,6 +241,7 @@ def main() -> None:
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
         "rounds": ROUNDS.value,
         "blocks": BLOCKS.value,
+        "command": ["python", *sys.orig_argv[1:]],
     }
     text = markdown(rows, about)
     print(text)
