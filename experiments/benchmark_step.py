@@ -7,7 +7,8 @@ Parts:
   stage_cost   stage-cost step (shared heads) over plain step, standard and homogeneous
   scan         scanned over unrolled: step, first call; first call at 54 over 18 blocks
   remat        time and memory of what the backward pass recomputes
-  torch        ours over the same network, loss and optimizer in PyTorch (needs ocresnet[bench])
+  torch        ours over the same network, loss and optimizer in PyTorch (needs ocresnet[bench]),
+               and the same for the network's convolutions alone
 
 A step is forward pass, backward pass and update (SGD with momentum and weight decay), float32. The
 networks are the paper's 54-block ones. Writes <output>.json and <output>.md.
@@ -31,6 +32,7 @@ from experiments import command_line
 from experiments.timing import alternate, ratio
 from ocresnet.data.batches import Batch
 from ocresnet.systems import resnet
+from ocresnet.systems.convolution import convolution
 from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
@@ -173,7 +175,7 @@ def remat() -> list[Row]:
 def torch() -> list[Row]:
     import torch as pytorch
 
-    from experiments.benchmark_torch import torch_step
+    from experiments.benchmark_torch import torch_convolutions, torch_step
 
     pytorch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = []
@@ -196,7 +198,60 @@ def torch() -> list[Row]:
             for layout in ("contiguous", "channels_last"):
                 what = f"{name}, {kind}, batch {batch_size}: ours / PyTorch {layout}"
                 rows.append(_time_row("torch", what, seconds, "ours", layout))
+            if not gamma:
+                stages = convolution_stages(network, batch_size)
+                alone: dict[str, Callable[[], float]] = {
+                    "convolutions, ours": convolutions(stages),
+                    "convolutions, PyTorch": torch_convolutions(stages),
+                    "step, ours": ours,
+                    "step, PyTorch": steps["contiguous"],
+                }
+                _check_same_loss(alone["convolutions, ours"](), alone["convolutions, PyTorch"]())
+                seconds = alternate(alone, ROUNDS.value)
+                for first, second in (
+                    ("convolutions, ours", "convolutions, PyTorch"),
+                    ("convolutions, ours", "step, ours"),
+                    ("convolutions, PyTorch", "step, PyTorch"),
+                ):
+                    what = f"{name}, batch {batch_size}: {first} / {second}"
+                    rows.append(_time_row("torch", what, seconds, first, second))
     return rows
+
+
+def convolution_stages(
+    network: ResNetConfig, batch_size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and kernels of each stage, for the convolutions of the network without all else."""
+    rng = np.random.default_rng(0)
+    size = network.image_shape[0]
+    stages = []
+    for stage, (blocks, channels) in enumerate(zip(network.blocks, network.filters, strict=True)):
+        side = size // 2**stage
+        x = rng.normal(size=(batch_size, side, side, channels)).astype(np.float32)
+        kernels = 0.02 * rng.normal(size=(blocks, 2, 3, 3, channels, channels))
+        stages.append((x, kernels.astype(np.float32)))
+    return stages
+
+
+def convolutions(stages: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
+    """Value and gradient of sum over stages of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k)."""
+
+    def value(stages: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+        def block(x: jax.Array, kernels: jax.Array) -> tuple[jax.Array, None]:
+            return x + convolution(convolution(x, kernels[0]), kernels[1]), None
+
+        ends = [jax.lax.scan(block, x, kernels)[0] for x, kernels in stages]
+        return sum((jnp.mean(jnp.square(end)) for end in ends), jnp.zeros(()))
+
+    gradient = jax.jit(jax.value_and_grad(value))
+    on_device = jax.device_put(stages)
+
+    def step() -> float:
+        result, slopes = gradient(on_device)
+        jax.block_until_ready(slopes)
+        return float(result)
+
+    return step
 
 
 def _check_same_loss(ours: float, theirs: float) -> None:

@@ -4,7 +4,7 @@ Weights are taken over from ours, so that the benchmark can check that both comp
 before it times them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import jax
@@ -141,5 +141,36 @@ def torch_step(
         objective.backward()
         optimizer.step()
         return objective.item()
+
+    return step
+
+
+def torch_convolutions(stages: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
+    """Value and gradient of sum over stages of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k).
+
+    Args:
+      stages: images [batch, height, width, channels] and kernels [blocks, 2, 3, 3, channels,
+        channels] of each stage.
+    """
+    prepared = [
+        (
+            torch.tensor(np.ascontiguousarray(np.transpose(x, (0, 3, 1, 2))), requires_grad=True),
+            torch.tensor(
+                np.ascontiguousarray(np.transpose(kernels, (0, 1, 5, 4, 2, 3))), requires_grad=True
+            ),
+        )
+        for x, kernels in stages
+    ]
+
+    def step() -> float:
+        value = torch.zeros(())
+        for x, kernels in prepared:
+            x.grad = kernels.grad = None
+            for first, second in kernels:
+                branch = functional.conv2d(x, first, padding=1)
+                x = x + functional.conv2d(branch, second, padding=1)
+            value = value + torch.mean(x**2)
+        value.backward()
+        return value.item()
 
     return step
