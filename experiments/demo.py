@@ -3,7 +3,7 @@
   python -m experiments.demo --workdir=runs/demo
 
 is `experiments.train --preset=digits_homogeneous12_shared`, then `experiments.prune` and
-`experiments.evaluate --exit_budget=0.3` on its result.
+`experiments.evaluate --exit_budget=0.2` on its result.
 """
 
 import time
@@ -18,7 +18,7 @@ from ocresnet.stage_cost.pruning import recommend_depth
 from ocresnet.training.fit import fit, for_dataset
 
 PRESET = "digits_homogeneous12_shared"
-EXIT_BUDGET = 0.3
+EXIT_BUDGET = 0.2
 
 GROUPS: dict[str, list[flags.FlagHolder]] = {"Run": [runs.WORKDIR]}
 
@@ -40,7 +40,9 @@ def main() -> None:
     print_depth_table(result.trajectories, recommended)
     run = runs.load_run(workdir)
     prune.prune_run(run, None, prune.TOLERANCE.value)
-    early = evaluate.measure_early_exit(run, accuracy=None, budget=EXIT_BUDGET, batch_size=64)
+    early = evaluate.measure_early_exit(
+        run, accuracy=None, budget=EXIT_BUDGET, batch_size=len(data.test_labels)
+    )
     evaluate.print_early_exit(early)
     draw_figures(workdir)
     print(f"done in {time.perf_counter() - start:.0f} s; everything is in {workdir}")
