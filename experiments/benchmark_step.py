@@ -301,10 +301,11 @@ def main() -> None:
     text = markdown(rows, about)
     print(text)
     if OUTPUT.value:
-        path = Path(OUTPUT.value)
+        # Appended, not replaced as a suffix: a name such as jax_0.10 has a dot of its own.
+        path = Path(f"{OUTPUT.value}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(path.with_suffix(".json"), {**about, "rows": [asdict(r) for r in rows]})
-        path.with_suffix(".md").write_text(text)
+        records.write_json(path, {**about, "rows": [asdict(r) for r in rows]})
+        Path(f"{OUTPUT.value}.md").write_text(text)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
     Raises:
       ValueError: naming what differs.
     """
-    config = json.loads(json.dumps(config))
+    config = plain(config)
     path = workdir / CONFIG
     if not path.exists():
         write_json(path, config)
