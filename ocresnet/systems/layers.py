@@ -13,10 +13,12 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ocresnet.systems import convolution as convolutions
+from ocresnet.systems import taps
 from ocresnet.systems.system import CONVOLUTION_OUTPUT
 
 Params = dict[str, Any]
 Array = jax.Array
+AxisName = str | tuple[str, ...] | None
 
 BATCH_NORM_EPSILON = 1e-5
 
@@ -28,9 +30,13 @@ def init_convolution(key: Array, size: int, channels_in: int, channels_out: int)
 
 
 def convolution(params: Params, x: Array, stride: int = 1) -> Array:
-    """Convolve `x` with `params["kernel"]`, zero-padded by half the kernel on every side."""
-    y = convolutions.convolution(x, params["kernel"].astype(x.dtype), stride)
-    return checkpoint_name(y, CONVOLUTION_OUTPUT)
+    """x * kernel (+ bias), zero-padded by half the kernel on every side."""
+    kernel = params["kernel"].astype(x.dtype)
+    y = convolutions.convolution(x, kernel, stride)
+    if "bias" in params:
+        y += params["bias"].astype(x.dtype)
+    y = checkpoint_name(y, CONVOLUTION_OUTPUT)
+    return taps.record(params, lambda: convolutions.patches(x, kernel.shape[:2], stride), y)
 
 
 def init_projection(key: Array, channels_in: int, channels_out: int) -> Params:
@@ -47,7 +53,9 @@ def subsample(x: Array, stride: int) -> Array:
 def dense(params: Params, x: Array) -> Array:
     """x @ kernel (+ bias), along the last axis of `x`."""
     y = x @ params["kernel"].astype(x.dtype)
-    return y + params["bias"].astype(x.dtype) if "bias" in params else y
+    if "bias" in params:
+        y += params["bias"].astype(x.dtype)
+    return taps.record(params, lambda: x, y)
 
 
 def init_dense(key: Array, features_in: int, features_out: int) -> Params:
@@ -73,7 +81,7 @@ def batch_norm(
     train: bool,
     *,
     momentum: float | Array,
-    axis_name: str | None,
+    axis_name: AxisName,
 ) -> tuple[Array, Params]:
     """Batch normalisation, synchronised over the devices of `axis_name`.
 

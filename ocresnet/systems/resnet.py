@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.systems import layers
-from ocresnet.systems.layers import Array, Params
+from ocresnet.systems.layers import Array, AxisName, Params
 from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import (
     Output,
@@ -78,18 +78,20 @@ def resnet_system(
     config: ResNetConfig,
     *,
     momentum: float | Array = MOMENTUM,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
+    execution: Execution = Execution(),
 ) -> System:
     """The network as a controlled system: stem, blocks with exits as outputs, output block.
 
     Args:
       config: the architecture.
       momentum: share of the running batch statistics that one training step keeps.
-      axis_name: the mapped axis over which batch norm is synchronised, or None.
+      axis_name: the mapped axis, or axes, over which batch norm is synchronised, or None.
+      execution: gives the precision of the activations.
 
     Returns:
-      A system whose initial state are normalised images and whose final state are the logits yhat;
-      its outputs are the logits of the exits, yhat_0 ... yhat_{N-1}.
+      A system whose inputs are images, whose initial state are normalised images and whose final
+      state are the logits yhat; its outputs are the logits of the exits, yhat_0 ... yhat_{N-1}.
     """
     norm: Norm = partial(layers.batch_norm, momentum=momentum, axis_name=axis_name)
 
@@ -159,7 +161,11 @@ def resnet_system(
         length = None if segment.transition else segment.length
         segments.append(Segment(segment.name, block(segment), output, length))
     segments.append(Segment("output_block", output_block))
-    return System(tuple(segments), shared=("projections", "head"))
+    return System(
+        tuple(segments),
+        shared=("projections", "head"),
+        initial_state=partial(normalise, config, execution=execution),
+    )
 
 
 def init(config: ResNetConfig, key: Array) -> Variables:
@@ -212,7 +218,7 @@ def apply(
     train: bool = False,
     train_exits: bool | None = None,
     momentum: float | Array = MOMENTUM,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     execution: Execution = Execution(),
 ) -> tuple[Array, PyTree]:
     """All outputs of the network in one forward pass, equations (1) and (2).
@@ -240,10 +246,11 @@ def apply(
         and not jax.dtypes.canonicalize_dtype("float64") == "float64"
     ):
         raise ValueError("precision float64 needs jax_enable_x64, which is off.")
+    system = resnet_system(config, momentum=momentum, axis_name=axis_name, execution=execution)
     result = rollout(
-        resnet_system(config, momentum=momentum, axis_name=axis_name),
+        system,
         variables,
-        normalise(config, images, execution),
+        system.initial_state(images),
         train=train,
         train_outputs=train_exits,
         unroll=execution.unroll,
