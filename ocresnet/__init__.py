@@ -1,4 +1,4 @@
-"""Optimal control for residual networks: train with stage costs, cut to the depth needed.
+"""Optimal control for residual networks: stage costs to find their depth, OCNOpt to train them.
 
 Public names, in the order one uses them:
 
@@ -9,11 +9,15 @@ Public names, in the order one uses them:
   recommend_depth, prune           choose a depth and cut there
   predict                          classify, leaving early where an exit is sure
   save, load, Network              a network on disk
+  ocnopt, curvature                the Bellman recursion as an optax optimizer, for any `System`
 
-The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.training`.
+The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.control`,
+`ocresnet.training`.
 """
 
 from ocresnet._version import __version__
+from ocresnet.control import curvature
+from ocresnet.control.optimizer import ocnopt
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
 from ocresnet.stage_cost.early_exit import predict
@@ -32,10 +36,12 @@ __all__ = [
     "TrainingConfig",
     "__version__",
     "calibrate_exits",
+    "curvature",
     "fit",
     "for_dataset",
     "load",
     "load_dataset",
+    "ocnopt",
     "predict",
     "prune",
     "recommend_depth",

@@ -1,0 +1,253 @@
+"""K-FAC and EKFAC against explicit sums over samples and locations, in full matrices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ocresnet.control.curvature import diagonal, ekfac, kfac
+from ocresnet.control.curvature_protocol import CurvatureState
+from ocresnet.control.kronecker import Layer, require_finite
+from ocresnet.control.optimizer import scale_by_curvature
+from ocresnet.control.problem import ControlProblem, objective
+from ocresnet.systems import layers
+from ocresnet.systems.system import Segment, System
+from tests.control.dense import quick_jit
+from tests.control.explicit import NETWORKS, factors, reads
+from tests.control.networks import mlp_problem, random_batch, random_params
+
+DAMPING, DECAY, BATCH = 0.1, 0.8, 4
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def entry_of(state: CurvatureState, path: str, depth: int | None) -> Layer:
+    entry = state.entries[path]
+    return jax.tree.map(lambda leaf: np.asarray(leaf if depth is None else leaf[depth]), entry)
+
+
+def matrix_of(tree: Any, path: str, depth: int | None) -> np.ndarray:
+    """Kernel and bias of a layer, [rows_in, channels_out]."""
+    for key in path.split("/"):
+        tree = tree[key]
+    kernel, bias = (np.asarray(tree[name]) for name in ("kernel", "bias"))
+    if depth is not None:
+        kernel, bias = kernel[depth], bias[depth]
+    return np.concatenate([kernel.reshape(-1, kernel.shape[-1]), bias[None]])
+
+
+def updater(problem: ControlProblem, curvature: Any):
+    optimizer = scale_by_curvature(curvature, problem)
+
+    @quick_jit
+    def step(params, state, batch):
+        gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
+        changes, state = optimizer.update(gradient, state, params, batch=batch)
+        return gradient, changes, state
+
+    return optimizer.init, step
+
+
+# Factors, moments and M^-1
+
+VARIANTS = {
+    "kfac": kfac(DAMPING, DECAY, factor_every=1, eigen_every=2),
+    "ekfac": ekfac(DAMPING, DECAY, factor_every=1, eigen_every=2),
+    "ekfac per_example": ekfac(
+        DAMPING, DECAY, factor_every=1, eigen_every=2, moments="per_example"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        *(("convolutions", name) for name in VARIANTS),
+        ("shared heads", "kfac"),
+        ("shared heads", "ekfac"),
+    ],
+)
+def test_two_steps_are_those_of_explicit_sums(network, name):
+    """Stacked layers are several layers, and a layer that is read at several depths is one, with
+    more locations. The eigenvectors are those of the first step, the factors those of both."""
+    problem, _, features = NETWORKS[network]
+    params = random_params(problem)
+    init, step = updater(problem, VARIANTS[name])
+    batches = [random_batch(BATCH, features, seed) for seed in (1, 2)]
+    _, _, state = step(params, init(params), batches[0])
+    gradient, changes, state = step(params, state, batches[1])
+
+    first, second = (reads(network, params, batch) for batch in batches)
+    for path, depth in {(read.path, read.depth) for read in first}:
+        used = [[r for r in part if (r.path, r.depth) == (path, depth)] for part in (first, second)]
+        entry, D = entry_of(state.curvature, path, depth), matrix_of(gradient, path, depth)
+        np.testing.assert_allclose(
+            sum(read.gradients.sum(0) for read in used[1]) / BATCH, D, rtol=0, atol=1e-12
+        )
+        (A, G), (A2, G2) = map(factors, used)
+        np.testing.assert_allclose(entry.inputs, (A + A2) / 2, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(entry.outputs, (G + G2) / 2, rtol=0, atol=1e-12)
+
+        U_A, U_G = entry.input_basis, entry.output_basis
+        values = []
+        for factor, basis in ((A, U_A), (G, U_G)):
+            np.testing.assert_allclose(basis.T @ basis, np.eye(len(basis)), rtol=0, atol=1e-12)
+            rotated = basis.T @ factor @ basis
+            values.append(np.diag(rotated))
+            np.testing.assert_allclose(rotated, np.diag(values[-1]), rtol=0, atol=1e-12)
+        if name == "kfac":
+            pi = np.sqrt((np.trace(A) / len(A)) / (np.trace(G) / len(G)))
+            damped = A + pi * DAMPING**0.5 * np.eye(len(A)), G + DAMPING**0.5 / pi * np.eye(len(G))
+            M = np.kron(*damped)
+        else:
+            moments = np.outer(*values)
+            if name == "ekfac":
+                for part in used:
+                    mean = sum(read.gradients.mean(0) for read in part)
+                    square = BATCH * (U_A.T @ mean @ U_G) ** 2
+                    moments = DECAY * moments + (1 - DECAY) * square
+            else:
+                ((read,),) = (used[1],)
+                squares = (U_A.T @ read.gradients @ U_G) ** 2
+                moments = (moments + squares.mean(0)) / 2
+            np.testing.assert_allclose(entry.moments, moments, rtol=0, atol=1e-12)
+            U = np.kron(U_A, U_G)
+            M = U @ np.diag(moments.ravel() + DAMPING) @ U.T
+        expected = np.linalg.solve(M, D.ravel()).reshape(D.shape)
+        np.testing.assert_allclose(matrix_of(changes, path, depth), expected, rtol=0, atol=1e-10)
+
+
+def test_for_one_sample_kfac_is_the_gauss_newton_block():
+    """A (x) G = g g^T, without damping, for every dense layer."""
+    problem = mlp_problem()
+    params = random_params(problem)
+    init, step = updater(problem, kfac())
+    gradient, _, state = step(params, init(params), random_batch(1))
+    for path, depth in (("hidden_0", None), ("hidden_1", 0), ("hidden_1", 1), ("output", None)):
+        entry, g = entry_of(state.curvature, path, depth), matrix_of(gradient, path, depth).ravel()
+        kronecker = np.kron(entry.inputs, entry.outputs)
+        np.testing.assert_allclose(kronecker, np.outer(g, g), rtol=0, atol=1e-12)
+
+
+def test_without_damping_and_with_kroneckers_moments_ekfac_is_kfac():
+    """At a fresh basis m = a c^T; "per_example" moments begin with the next estimate."""
+    problem = mlp_problem("squared_error")  # that of cross-entropy has no curvature along ones
+    params, batch = random_params(problem), random_batch(30)
+    results = []
+    for curvature in (kfac(1e-24), ekfac(1e-24, moments="per_example")):
+        init, step = updater(problem, curvature)
+        results.append(step(params, init(params), batch)[1])
+    for got, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.abs(wanted).max() > 1e-3
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-8 * np.abs(wanted).max())
+
+
+def test_factors_and_bases_are_refreshed_only_when_due():
+    problem = mlp_problem()
+    params = random_params(problem)
+    init, step = updater(problem, ekfac(factor_every=2, eigen_every=4))
+    state = init(params)
+    for count in range(6):
+        before = entry_of(state.curvature, "hidden_1", None)
+        state = step(params, state, random_batch(BATCH, seed=count))[2]
+        after = entry_of(state.curvature, "hidden_1", None)
+        changed = [not np.array_equal(a, b) for a, b in zip(after, before, strict=True)]
+        factors_due, basis_due = count % 2 == 0, count % 4 == 0
+        assert changed == [factors_due, factors_due, basis_due, basis_due, True]
+    assert state.curvature.steps == 6
+
+
+def test_arrays_that_no_layer_owns_have_moments_of_their_own():
+    """A scale, and a `kernel` of which nothing is known."""
+
+    def scaled(shared, params, stats, x, train):
+        return params["scale"] * layers.dense(params["dense"], x), {}
+
+    def opaque(shared, params, stats, x, train):
+        return x @ params["kernel"], {}
+
+    system = System((Segment("scaled", scaled), Segment("opaque", opaque, opaque=True)))
+    problem = ControlProblem(system)
+    kernel = random_params(mlp_problem())["hidden_0"]["kernel"]
+    params = {
+        "scaled": {"scale": jnp.arange(1.0, 4.0), "dense": {"kernel": kernel}},
+        "opaque": {"kernel": kernel[:3]},
+    }
+    init, step = updater(problem, ekfac(DAMPING, DECAY))
+    state, seen = init(params), []
+    assert {path: type(entry) is Layer for path, entry in state.curvature.entries.items()} == {
+        "scaled/scale": False,
+        "scaled/dense": True,
+        "opaque/kernel": False,
+    }
+    for seed in range(2):
+        gradient, changes, state = step(params, state, random_batch(BATCH, seed=seed))
+        seen.append(gradient)
+    for part, name in (("scaled", "scale"), ("opaque", "kernel")):
+        squares = np.mean([BATCH * np.asarray(tree[part][name]) ** 2 for tree in seen], axis=0)
+        expected = np.asarray(gradient[part][name]) / (squares + DAMPING)
+        np.testing.assert_allclose(changes[part][name], expected, rtol=1e-12)
+
+
+# Precision and refusals
+
+
+def test_factors_are_single_precision_for_activations_in_half():
+    with jax.enable_x64(False):
+        problem = mlp_problem()
+        half = System(
+            problem.system.segments, initial_state=lambda inputs: inputs.astype(jnp.bfloat16)
+        )
+        params, batch = random_params(problem), random_batch(16)
+        results = []
+        for system in (problem.system, half):
+            init, step = updater(ControlProblem(system), kfac())
+            _, changes, state = step(params, init(params), batch)
+            assert {leaf.dtype for leaf in jax.tree.leaves((changes, state.curvature.entries))} == {
+                jnp.dtype("float32")
+            }
+            results.append(entry_of(state.curvature, "hidden_1", 1))
+        single, low = results
+        for factor in ("inputs", "outputs"):
+            error = np.abs(getattr(single, factor) - getattr(low, factor)).max()
+            assert 1e-6 < error / np.abs(getattr(single, factor)).max() < 0.05
+
+
+def test_a_curvature_that_is_not_finite_is_found():
+    problem = mlp_problem()
+    params = random_params(problem)
+    init, step = updater(problem, kfac(factor_every=1))
+    _, _, state = step(params, init(params), random_batch())
+    require_finite(state.curvature)
+    images, labels = random_batch()
+    _, _, kept = step(params, state, (images * jnp.nan, labels))
+    require_finite(kept.curvature)  # an estimate that is not finite is not taken in
+    entries = dict(state.curvature.entries)
+    entries["output"] = entries["output"]._replace(outputs=jnp.full((3, 3), jnp.nan))
+    with pytest.raises(ValueError, match="curvature of output is not finite after 1 updates"):
+        require_finite(CurvatureState(state.curvature[0], entries))
+
+
+@pytest.mark.parametrize(
+    ("make", "choices", "message"),
+    [
+        (kfac, {"damping": 0.0}, "damping is 0.0, but must be positive."),
+        (ekfac, {"damping": -1.0}, "damping is -1.0, but must be positive."),
+        (kfac, {"decay": 1.0}, "decay is 1.0, but must be in [0, 1)."),
+        (ekfac, {"factor_every": 0}, "factor_every is 0, but must be a whole number, at least 1."),
+        (kfac, {"eigen_every": 1.5}, "eigen_every is 1.5, but must be a whole number, at least 1."),
+        (ekfac, {"moments": "all"}, "moments is 'all', but must be one of batch, per_example."),
+        (diagonal, {"decay": -0.1}, "decay is -0.1, but must be in [0, 1)."),
+        (diagonal, {"epsilon": 0.0}, "epsilon is 0.0, but must be positive."),
+    ],
+)
+def test_impossible_settings_are_refused(make, choices, message):
+    with pytest.raises(ValueError) as error:
+        make(**choices)
+    assert str(error.value) == message

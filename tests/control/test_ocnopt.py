@@ -1,0 +1,254 @@
+"""OCNOpt as an optax transformation: under jit, scan and vmap, in a chain, called wrongly."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ocresnet.control.curvature import diagonal, ekfac, identity
+from ocresnet.control.nominal import linearize
+from ocresnet.control.optimizer import OCNOptState, ocnopt, scale_by_ocnopt
+from ocresnet.control.problem import ControlProblem, objective
+from tests.control.dense import quick_jit
+from tests.control.networks import exits_problem, random_batch, random_params
+
+ETA = 0.3
+FORMS: dict[str, dict[str, Any]] = {
+    "linear": {"rollout": "linear"},
+    "stacked": {},
+    "joint": {"feedback": "joint"},
+    "joint exact": {"feedback": "joint", "groups": 2, "factor": "exact"},
+    "per_sample": {"feedback": "per_sample"},
+}
+PROBLEM = exits_problem("own")
+NO_STATS: dict[str, Any] = {}
+
+
+def gradients(
+    params: Any, batch: Any, problem: ControlProblem = PROBLEM, stats: Any = NO_STATS
+) -> Any:
+    return jax.grad(lambda params: objective(problem, params, stats, *batch))(params)
+
+
+def train(optimizer: optax.GradientTransformation, params: Any, state: Any, batch: Any) -> Any:
+    """A step with an argument that other transformations of a chain may want."""
+    changes, state = optimizer.update(
+        gradients(params, batch), state, params, batch=batch, value=jnp.ones(()), unknown=None
+    )
+    return optax.apply_updates(params, changes), state
+
+
+def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+# Transformations of the step
+
+
+@pytest.mark.parametrize(
+    ("form", "curvature", "double"),
+    [
+        ("linear", diagonal(), False),
+        ("stacked", ekfac(), False),
+        ("joint exact", identity(), False),
+        ("per_sample", ekfac(), False),
+        ("stacked", identity(), True),
+    ],
+)
+def test_steps_compile_once_and_scan(form, curvature, double):
+    with jax.enable_x64(double):
+        params, batch = random_params(PROBLEM), random_batch()
+        optimizer = ocnopt(PROBLEM, ETA, curvature=curvature, momentum=0.5, **FORMS[form])
+        start = params, optimizer.init(params)
+        assert isinstance(start[1][0], OCNOptState)
+        one_step = quick_jit(lambda params, state, batch: train(optimizer, params, state, batch))
+        result = start
+        for _ in range(3):
+            result = one_step(*result, batch)
+            assert jax.tree.map(jnp.result_type, result) == jax.tree.map(jnp.result_type, start)
+        assert one_step._cache_size() == 1
+        assert result[1][0].steps == 3
+
+        scanned, _ = quick_jit(
+            lambda start: jax.lax.scan(
+                lambda carry, _: (train(optimizer, *carry, batch), None), start, length=3
+            )
+        )(start)
+        assert_close(scanned[0], result[0], 1e-10 if double else 1e-4)
+
+
+@pytest.mark.parametrize("form", ["linear", "stacked", "joint", "per_sample"])
+def test_seeds_can_be_trained_side_by_side(form):
+    batch = random_batch()
+    optimizer = ocnopt(PROBLEM, ETA, curvature=diagonal(0.9, 1e-2), **FORMS[form])
+
+    def two_steps(params):
+        result = params, optimizer.init(params)
+        for _ in range(2):
+            result = train(optimizer, *result, batch)
+        return result[0], result[1][0].info
+
+    seeds = [random_params(PROBLEM, seed) for seed in range(2)]
+    together = quick_jit(jax.vmap(two_steps))(jax.tree.map(lambda *leaf: jnp.stack(leaf), *seeds))
+    alone = quick_jit(two_steps)(seeds[1])
+    assert_close(jax.tree.map(lambda leaf: leaf[1], together), alone, 1e-4)
+
+
+def test_in_a_chain():
+    params, batch = random_params(PROBLEM), random_batch()
+    schedule = optax.linear_schedule(0.2, 0.6, 2)  # 0.4 in the second step
+    decay = optax.add_decayed_weights(0.1)
+
+    @quick_jit
+    def second_updates(params):
+        optimizers = [
+            ocnopt(PROBLEM, schedule, weight_decay=0.1),
+            optax.chain(
+                scale_by_ocnopt(PROBLEM, schedule), decay, optax.scale_by_learning_rate(schedule)
+            ),
+            ocnopt(PROBLEM, 0.4),
+            ocnopt(PROBLEM, 0.1, momentum=0.75),
+        ]
+        results = []
+        for optimizer in optimizers:
+            state = optimizer.init(params)
+            if len(results) < 2:
+                state = optimizer.update(gradients(params, batch), state, params, batch=batch)[1]
+            args = gradients(params, batch), state, params
+            results.append(optimizer.update(*args, batch=batch)[0])
+        return results
+
+    own, chained, plain, with_momentum = second_updates(params)
+    assert_close(own, chained, 1e-6)
+    assert_close(
+        own, jax.tree.map(lambda change, leaf: change - 0.4 * 0.1 * leaf, plain, params), 1e-6
+    )
+    # The policy counts on the lasting step 0.1 / (1 - 0.75); a quarter of it is taken at once.
+    assert_close(jax.tree.map(lambda leaf: 4 * leaf, with_momentum), plain, 1e-6)
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("form", "stage_cost"),
+    [("stacked", 0.6), ("joint exact", 0.6), ("per_sample", 0.0), ("per_sample", 0.6)],
+)
+def test_activations_in_half_precision(form, stage_cost):
+    """The step is that of float32, as nearly as the activations allow; its types are."""
+    params, batch = random_params(PROBLEM), random_batch(16)
+    half = replace(PROBLEM.system, initial_state=lambda inputs: inputs.astype(jnp.bfloat16))
+
+    @partial(quick_jit, static_argnums=0)
+    def step(system, params):
+        problem = replace(PROBLEM, system=system, stage_cost=stage_cost)
+        optimizer = ocnopt(problem, ETA, curvature=diagonal(0.9, 1e-2), **FORMS[form])
+        state = optimizer.init(params)
+        gradient = gradients(params, batch, problem)
+        changes, after = optimizer.update(gradient, state, params, batch=batch)
+        assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(changes)])
+
+    wanted, got = step(PROBLEM.system, params), step(half, params)
+    assert wanted.dtype == got.dtype == np.float32
+    error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+    assert 1e-5 < error < 0.05
+
+
+# Wrong calls
+
+
+def call(
+    problem: ControlProblem = PROBLEM, batch_size: int = 4, update: Any = None, **choices: Any
+):
+    """Build, init and update with tiny variables; `update` replaces arguments of the last."""
+    optimizer = ocnopt(problem, **{"learning_rate": ETA, **choices})
+    params = random_params(problem)
+    given = {"params": params, "batch": random_batch(), **(update or {})}
+    state = optimizer.init(given["params"])
+    optimizer.update(params, state, **given)
+
+
+WRONG = {
+    "learning_rate is 0, but must be a positive number": {"learning_rate": 0},
+    "learning_rate is -1.0, but must be a positive number": {"learning_rate": -1.0},
+    "momentum is 1, but must be in [0, 1), or None": {"momentum": 1},
+    "feedback is 'full', but must be one of none, per_sample, stacked, joint": {"feedback": "full"},
+    "rollout is 'exact', but must be one of nonlinear, linear": {"rollout": "exact"},
+    "beta is -1.0, but must be a number, at least 0": {"beta": -1.0},
+    "value_beta is nan, but must be a number": {"value_beta": float("nan")},
+    "groups is 0, but must be a whole number, at least 1": {"groups": 0},
+    "only feedback 'joint' divides the batch into groups": {"groups": 2},
+    "value_update 'clipped' is defined for a single factor": {
+        "feedback": "joint",
+        "value_update": "clipped",
+    },
+    "a batch of 4 samples is not divisible into 3 groups": {"feedback": "joint", "groups": 3},
+    "ocnopt needs batch=(images, labels)": {"update": {"batch": None}},
+    "feedback 'per_sample' cannot be used with batch statistics": {
+        "feedback": "per_sample",
+        "update": {"batch_stats": {"first": {"mean": np.zeros(3)}}},
+    },
+    "feedback 'per_sample' needs a system without shared parameters": {
+        "feedback": "per_sample",
+        "problem": exits_problem("shared"),
+    },
+    "segment 'run' has 2 transitions, but an array of its parameters has shape (3, 3)": {
+        "update": {"params": {"run": {"kernel": np.zeros((3, 3))}}}
+    },
+    "the parameters have an entry 'stem', but the system's parts are": {
+        "update": {"params": {"stem": {"kernel": np.zeros((3, 3))}}}
+    },
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_impossible_is_refused(message):
+    with pytest.raises(ValueError) as error:
+        call(**WRONG[message])
+    assert message in str(error.value)
+    assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
+
+
+def test_missing_parameters_are_refused():
+    optimizer = ocnopt(PROBLEM, ETA)
+    params = random_params(PROBLEM)
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match="ocnopt needs the parameters"):
+        optimizer.update(params, state, batch=random_batch())
+    shared = exits_problem("shared")
+    params = random_params(shared)
+    del params["head"]
+    with pytest.raises(ValueError, match="the system shares 'head', which the parameters do not"):
+        ocnopt(shared, ETA).init(params)
+
+
+@pytest.mark.parametrize(
+    ("form", "made", "message"),
+    [
+        ("stacked", {"keep_trajectory": False}, "nominal= has no trajectory"),
+        ("joint exact", {"groups": 2}, "nominal= was made for another factor or other groups"),
+        ("joint", {"groups": 2}, "nominal= was made for another factor or other groups"),
+    ],
+)
+def test_a_nominal_pass_that_was_made_for_something_else_is_refused(form, made, message):
+    params, batch = random_params(PROBLEM), random_batch()
+    nominal = jax.eval_shape(lambda: linearize(PROBLEM, params, {}, *batch, **made))
+    optimizer = ocnopt(PROBLEM, ETA, **FORMS[form])
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(params, optimizer.init(params), params, batch=batch, nominal=nominal)
+
+
+def test_accumulation_of_gradients_is_refused_where_the_batch_matters():
+    params = random_params(PROBLEM)
+    with pytest.raises(ValueError, match="optax.MultiSteps, which hands on only the last"):
+        optax.MultiSteps(ocnopt(PROBLEM, ETA), 2).init(params)
+    optax.MultiSteps(ocnopt(PROBLEM, ETA, feedback="none"), 2).init(params)
+    ocnopt(PROBLEM, ETA).init(params)
