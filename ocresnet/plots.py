@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ocresnet.training import records
 
 if TYPE_CHECKING:
@@ -112,6 +114,46 @@ def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figu
     return figure
 
 
+def draw_learning_rates(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Test accuracy over the learning rate, a panel for each base optimizer.
+
+    Args:
+      rows: each with `base`, `method`, `learning_rates` and `accuracy` [learning rates, seeds].
+    """
+    bases = list(dict.fromkeys(row["base"] for row in rows))
+    figure, axes = _panels(len(bases))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    styles = {
+        name: {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10]}
+        for index, name in enumerate(methods)
+    }
+    handles = {}
+    for axis, base in zip(axes, bases, strict=True):
+        for row in (row for row in rows if row["base"] == base):
+            mean = np.mean(row["accuracy"], axis=-1)
+            (line,) = axis.plot(row["learning_rates"], mean, **styles[row["method"]])
+            handles[row["method"]] = line
+        axis.set(xscale="log", xlabel=f"learning rate ({base})", ylabel="test accuracy (%)")
+    figure.set_figwidth(figure.get_figwidth() + 3.0)
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+    return figure
+
+
+def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Training loss over steps and over seconds, a line for each method.
+
+    Args:
+      rows: each with `method`, `steps` and `seconds` [parts], and `losses` [parts].
+    """
+    figure, axes = _panels(2)
+    for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
+        for row in rows:
+            axis.plot(row[unit], row["losses"], label=row["method"])
+        axis.set(yscale="log", xlabel=unit, ylabel="training loss")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
 def _kept_blocks(pruning_file: Path) -> int | None:
     """How many blocks were kept, if the network was pruned."""
     if not pruning_file.exists():
@@ -130,7 +172,7 @@ def _panels(count: int) -> tuple["Figure", Any]:
             "matplotlib is needed to draw figures: pip install 'ocresnet[plots]'."
         ) from error
     figure = Figure(figsize=(4.2 * count, 3.4), layout="constrained")
-    axes = figure.subplots(1, count)
+    axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.3)
     return figure, axes

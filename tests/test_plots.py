@@ -72,3 +72,25 @@ def test_files_are_drawn_from_what_is_there(tmp_path):
         plots.save_figures(tmp_path)
     (tmp_path / plots.PRUNING).unlink()
     assert len(plots.save_figures(tmp_path)) == 3
+
+
+def test_learning_rates_has_a_panel_for_each_base():
+    rows = [
+        {"base": base, "method": method, "learning_rates": [0.1, 1.0], "accuracy": accuracy}
+        for base in ("sgd", "ekfac")
+        for method, accuracy in (("off", [[90.0, 92.0], [20.0, 30.0]]), ("on", [[91.0], [92.0]]))
+    ]
+    first, second = plots.draw_learning_rates(rows).axes
+    assert "sgd" in first.get_xlabel() and "ekfac" in second.get_xlabel()
+    off, on = first.lines
+    np.testing.assert_array_equal(off.get_ydata(), [91.0, 25.0])
+    np.testing.assert_array_equal(on.get_ydata(), [91.0, 92.0])
+    assert off.get_color() != on.get_color()
+
+
+def test_losses_are_over_steps_and_seconds():
+    rows = [{"method": "SGD", "steps": [1, 2], "seconds": [0.5, 1.0], "losses": [2.0, 1.0]}]
+    steps, seconds = plots.draw_losses(rows).axes
+    np.testing.assert_array_equal(steps.lines[0].get_xdata(), [1, 2])
+    np.testing.assert_array_equal(seconds.lines[0].get_xdata(), [0.5, 1.0])
+    np.testing.assert_array_equal(seconds.lines[0].get_ydata(), [2.0, 1.0])
