@@ -12,6 +12,7 @@ import pytest
 
 from ocresnet.data.dataset import Dataset
 from ocresnet.systems import resnet
+from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import Variables
 
@@ -39,6 +40,18 @@ def random_variables(config: ResNetConfig, seed: int = 0) -> Variables:
         return jax.numpy.asarray(value, leaf.dtype)
 
     return Variables(**jax.tree.map_with_path(perturb, variables._asdict()))
+
+
+def random_network(config: ResNetConfig, seed: int = 0) -> Network:
+    """A network like `random_variables`, of float32 arrays of numpy: nothing has to be compiled."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(leaf.dtype)
+        return np.exp(0.3 * noise) if path[-1].key in ("variance", "scale") else 0.3 * noise
+
+    shapes = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0))._asdict())
+    return Network(config, **jax.tree.map_with_path(draw, shapes))
 
 
 def random_images(config: ResNetConfig, batch: int = 5, seed: int = 1) -> np.ndarray:

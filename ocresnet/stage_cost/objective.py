@@ -12,15 +12,17 @@ Notation
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)
 
 Loss = Literal["cross_entropy", "l2"]
 PerSampleLoss = Callable[[Array, Array], Array]
@@ -65,17 +67,18 @@ def output_losses(loss: PerSampleLoss, logits: Array, labels: Array) -> Array:
     return jnp.mean(loss(logits, labels), axis=-1)
 
 
-def objective(losses: Array, stage_cost: float) -> Array:
+def objective(losses: ArrayT, stage_cost: float) -> ArrayT:
     """J_N = L(yhat) + gamma sum_{k<N} L(yhat_k), equation (3).
 
     Args:
       losses: L(yhat_k) of every output, [outputs]; the last is that of the network's output.
+        Arrays of numpy are summed by numpy, in their own precision.
       stage_cost: gamma >= 0; 0 is standard training.
 
     Returns:
-      The scalar objective, without weight decay.
+      The scalar objective, without weight decay, in the dtype of the losses.
     """
-    return losses[-1] + stage_cost * jnp.sum(losses[:-1])
+    return losses[-1] + stage_cost * losses[:-1].sum()
 
 
 def weight_decay_mask(params: PyTree, on: WeightDecayOn) -> PyTree:

@@ -111,7 +111,7 @@ def resnet_system(
             skip = x
             if segment.transition:
                 skip = layers.dense(
-                    shared["projections"][_projection(segment.stage)], layers.subsample(x, 2)
+                    shared["projections"][projection_name(segment.stage)], layers.subsample(x, 2)
                 )
             branch, branch_stats = _residual_branch(
                 params["residual"], stats["residual"], x, stride, train, norm
@@ -122,7 +122,7 @@ def resnet_system(
 
     def read_out(stage: int) -> Head:
         """H(S(...S(x))) for a state with the shape of `stage`."""
-        pending = [_projection(later) for later in range(stage + 1, len(config.filters))]
+        pending = [projection_name(later) for later in range(stage + 1, len(config.filters))]
 
         def head(parts: PyTree, stats: PyTree, x: Array, train: bool) -> tuple[Array, PyTree]:
             # 1x1 convolutions act on each pixel alone, so all their strides can be taken first.
@@ -280,7 +280,7 @@ def normalise(config: ResNetConfig, images: Array, execution: Execution = Execut
     return ((images.astype(statistics_dtype) - mean) / deviation).astype(precision)
 
 
-def _projection(stage: int) -> str:
+def projection_name(stage: int) -> str:
     """Key of the skip projection that opens `stage`."""
     return f"stage_{stage}"
 
@@ -322,7 +322,9 @@ def _init_head(config: ResNetConfig, key: Array, stage: int) -> Params:
         "dense": layers.init_dense(next(keys), widths[-1], config.classes),
         "norm": layers.init_batch_norm(widths[-1])[0],
         "projections": {
-            _projection(later): layers.init_projection(next(keys), widths[later - 1], widths[later])
+            projection_name(later): layers.init_projection(
+                next(keys), widths[later - 1], widths[later]
+            )
             for later in range(stage + 1, len(widths))
         },
     }
