@@ -3,9 +3,9 @@
 Notation: yhat_k and L as in `objective`; w_F,k the parameters of residual branch k.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,12 @@ from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 
 Array = jax.Array
+TreeT = TypeVar("TreeT")
 
 CROSS_ENTROPY = per_sample_loss()
+
+Mode = Literal["inference", "training"]
+"""What normalises: the running statistics, or those of each batch, of which nothing is kept."""
 
 
 class Trajectory(NamedTuple):
@@ -45,9 +49,15 @@ def trajectory(
     *,
     loss: PerSampleLoss = CROSS_ENTROPY,
     batch_size: int = 500,
+    mode: Mode = "inference",
     execution: Execution = Execution(),
 ) -> Trajectory:
-    """Losses, accuracies and output residuals over depth, in inference mode.
+    """Losses, accuracies and output residuals over depth.
+
+    In training mode every batch is normalised with its own statistics, as in a training step; the
+    training objective, which the paper's theorems bound, is made of such losses. What comes out
+    then depends on `batch_size` and on the order of the samples, and a last batch that is not full
+    is left out, unless it is the only one.
 
     Args:
       network: the network; without exits only its own output is measured.
@@ -55,13 +65,15 @@ def trajectory(
       labels: [samples], integers.
       loss: per-sample loss.
       batch_size: samples computed at a time.
+      mode: "inference" (running statistics) or "training" (statistics of each batch).
       execution: precision, recomputation, scan or unrolled.
 
     Returns:
       The trajectory, in float64.
 
     Raises:
-      ValueError: if images, labels and network do not fit together, or there are no samples.
+      ValueError: if images, labels and network do not fit together, there are no samples, or the
+        mode is unknown.
 
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
@@ -70,14 +82,20 @@ def trajectory(
         raise ValueError(f"there are {len(images)} images, but {len(labels)} labels.")
     if len(labels) and not 0 <= int(np.min(labels)) <= int(np.max(labels)) < network.config.classes:
         raise ValueError(f"labels must lie in 0 ... {network.config.classes - 1}.")
-    totals = None
-    for batch, mask in _padded_batches(len(labels), batch_size):
-        sums = _trajectory_sums(
-            network.config, network.variables, images[batch], labels[batch], mask, loss, execution
+
+    def sums(batch: np.ndarray, mask: np.ndarray) -> Trajectory:
+        return _trajectory_sums(
+            network.config,
+            network.variables,
+            images[batch],
+            labels[batch],
+            mask,
+            loss,
+            mode == "training",
+            execution,
         )
-        sums = jax.tree.map(partial(np.asarray, dtype=np.float64), sums)
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-    return jax.tree.map(lambda total: total / len(labels), totals)
+
+    return mean_over_batches(sums, len(labels), batch_size, mode)
 
 
 def logits_over_depth(
@@ -93,7 +111,7 @@ def logits_over_depth(
       ValueError: if the images do not fit the network, or there are none.
     """
     parts = []
-    for batch, mask in _padded_batches(len(images), batch_size):
+    for batch, mask in _batches(len(images), batch_size, "inference"):
         logits = _logits(network.config, network.variables, images[batch], execution)
         parts.append(np.asarray(logits)[:, : int(mask.sum())])
     return np.concatenate(parts, axis=1)
@@ -118,13 +136,40 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
 
 
-def _padded_batches(samples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index arrays of one size that cover 0 ... samples - 1, and masks of those that count."""
+def mean_over_batches(
+    sums: Callable[[np.ndarray, np.ndarray], TreeT], samples: int, batch_size: int, mode: Mode
+) -> TreeT:
+    """The means over the samples, in float64, from sums over batches.
+
+    Args:
+      sums: (indices of the samples of a batch, mask of those that count) -> a tree of sums.
+      samples: how many there are.
+      batch_size: how many indices to ask for at a time.
+      mode: in training mode, where samples of a batch depend on each other, only full batches are
+        asked for; else all samples.
+
+    Raises:
+      ValueError: for no samples, an impossible batch size or an unknown mode.
+    """
+    totals, count = None, 0
+    for batch, mask in _batches(samples, batch_size, mode):
+        part = jax.tree.map(partial(np.asarray, dtype=np.float64), sums(batch, mask))
+        totals = part if totals is None else jax.tree.map(np.add, totals, part)
+        count += int(mask.sum())
+    return jax.tree.map(lambda total: total / count, totals)
+
+
+def _batches(samples: int, batch_size: int, mode: Mode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index arrays of one size, and masks of those that count: all of 0 ... samples - 1, or in
+    training mode those of full batches."""
     if samples == 0:
         raise ValueError("there are no samples.")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(get_args(Mode))}.")
     check_batch_size(batch_size)
     batch_size = min(batch_size, samples)
-    for start in range(0, samples, batch_size):
+    end = samples if mode == "inference" else samples // batch_size * batch_size
+    for start in range(0, end, batch_size):
         index = np.arange(start, start + batch_size)
         yield np.minimum(index, samples - 1), index < samples
 
@@ -136,7 +181,7 @@ def _logits(
     return resnet.apply(config, variables, images, execution=execution)[0]
 
 
-@partial(jax.jit, static_argnames=("config", "loss", "execution"))
+@partial(jax.jit, static_argnames=("config", "loss", "train", "execution"))
 def _trajectory_sums(
     config: ResNetConfig,
     variables: Variables,
@@ -144,10 +189,11 @@ def _trajectory_sums(
     labels: Array,
     mask: Array,
     loss: PerSampleLoss,
+    train: bool,
     execution: Execution,
 ) -> Trajectory:
     """Sums over the samples that `mask` marks."""
-    logits = resnet.apply(config, variables, images, execution=execution)[0]
+    logits = resnet.apply(config, variables, images, train=train, execution=execution)[0]
     correct = jnp.argmax(logits, axis=-1) == labels
     residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
     chances = jnp.exp(-CROSS_ENTROPY(logits, labels))

@@ -108,11 +108,7 @@ def resnet_system(
         def transition(
             shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
         ) -> tuple[Array, PyTree]:
-            skip = x
-            if segment.transition:
-                skip = layers.dense(
-                    shared["projections"][projection_name(segment.stage)], layers.subsample(x, 2)
-                )
+            skip = skip_connection(segment, shared["projections"], x)
             branch, branch_stats = _residual_branch(
                 params["residual"], stats["residual"], x, stride, train, norm
             )
@@ -260,6 +256,13 @@ def apply(
     if result.outputs is not None:
         logits = jnp.concatenate([result.outputs, logits])
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), result.batch_stats
+
+
+def skip_connection(segment: BlockSegment, projections: PyTree, x: Array) -> Array:
+    """S_k(x_k) of the blocks of a segment; `projections` are those of the network's parameters."""
+    if not segment.transition:
+        return x
+    return layers.dense(projections[projection_name(segment.stage)], layers.subsample(x, 2))
 
 
 def check_images(config: ResNetConfig, images: Array | np.ndarray) -> None:

@@ -7,13 +7,13 @@ import pytest
 from ocresnet.stage_cost.objective import per_sample_loss
 from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms, trajectory
 from ocresnet.systems.network import Network
-from tests.conftest import SMALL, apply, random_images, random_variables
+from tests.conftest import SMALL, apply, random_images, random_network
+from tests.systems import numpy_resnet
 
 
 @pytest.fixture(params=SMALL)
 def network(request) -> Network:
-    config = SMALL[request.param]
-    return Network(config, *random_variables(config))
+    return random_network(SMALL[request.param])
 
 
 def test_means_do_not_depend_on_the_batch_size(network):
@@ -36,6 +36,33 @@ def test_means_do_not_depend_on_the_batch_size(network):
         np.testing.assert_allclose(measured.output_residuals, residuals, rtol=1e-5)
         got = logits_over_depth(network, images, batch_size=batch_size)
         np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_training_mode_normalises_with_the_statistics_of_each_batch(network):
+    images = random_images(network.config, batch=7)
+    labels = np.arange(7) % 3
+    params, stats = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), tuple(network.variables)
+    )
+    for batch_size, batches in ((3, [slice(0, 3), slice(3, 6)]), (100, [slice(0, 7)])):
+        losses, residuals = [], []
+        for batch in batches:
+            logits = numpy_resnet.forward(
+                network.config, params, stats, images[batch].astype(np.float64), train=True
+            )
+            chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            right = np.take_along_axis(chances, labels[batch][None, :, None], -1)
+            losses.append(-np.log(right[..., 0]))
+            residuals.append(np.linalg.norm(np.diff(logits, axis=0), axis=-1))
+        measured = trajectory(network, images, labels, batch_size=batch_size, mode="training")
+        np.testing.assert_allclose(
+            measured.losses, np.concatenate(losses, 1).mean(1), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            measured.output_residuals, np.concatenate(residuals, 1).mean(1), rtol=1e-3
+        )
+    inference = trajectory(network, images, labels)
+    assert np.abs(inference.losses - measured.losses).max() > 1e-2
 
 
 def test_parameter_norms_are_those_of_each_residual_branch(network):
@@ -63,5 +90,7 @@ def test_what_does_not_fit_is_refused(network):
         trajectory(network, images, np.array([0, 1, 2, 3]))
     with pytest.raises(ValueError, match="batch_size is -1"):
         trajectory(network, images, np.zeros(4, int), batch_size=-1)
+    with pytest.raises(ValueError, match="mode is 'train', but must be one of inference, training"):
+        trajectory(network, images, np.zeros(4, int), mode="train")
     with pytest.raises(ValueError, match="no samples"):
         logits_over_depth(network, images[:0])
