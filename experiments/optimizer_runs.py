@@ -190,6 +190,7 @@ def make_run(
                 labels,
                 groups=method.groups,
                 keep_trajectory=method.needs_trajectory,
+                keep_layers=method.feedback == "per_sample",
             )
             updates, opt_state = tx.update(
                 nominal.gradient,

@@ -38,7 +38,7 @@ from ocresnet.control.curvature_protocol import (
     unflatten,
 )
 from ocresnet.systems.system import PyTree, System
-from ocresnet.systems.taps import Tap
+from ocresnet.systems.taps import Reading, Tap
 
 Array = jax.Array
 
@@ -275,15 +275,16 @@ def _tap(layer: Layer, per_example: bool) -> Tap:
     )
 
 
-def _record_factors(arrays: PyTree, x: Array, delta: Array) -> PyTree:
+def _record_factors(arrays: PyTree, reading: Reading) -> PyTree:
     """Sums over samples and locations of x x^T and delta delta^T, and their number."""
-    x, delta = (rows.reshape(-1, rows.shape[-1]) for rows in (x, delta))
+    x, delta = (rows.reshape(-1, rows.shape[-1]) for rows in reading.rows())
     rows = jnp.asarray(x.shape[0], arrays["rows"].dtype)
     return {"inputs": x.T @ x, "outputs": delta.T @ delta, "rows": rows}
 
 
-def _record_factors_and_moments(arrays: PyTree, x: Array, delta: Array) -> PyTree:
+def _record_factors_and_moments(arrays: PyTree, reading: Reading) -> PyTree:
     """The same, and the sum over samples of (U_A^T D_i U_G)^2."""
+    x, delta = reading.rows()
     rotated_x, rotated_delta = x @ arrays["input_basis"], delta @ arrays["output_basis"]
     if x.shape[1] == 1:
         moments = jnp.square(rotated_x[:, 0]).T @ jnp.square(rotated_delta[:, 0])
@@ -291,7 +292,7 @@ def _record_factors_and_moments(arrays: PyTree, x: Array, delta: Array) -> PyTre
         gradients = jnp.einsum("bli,blo->bio", rotated_x, rotated_delta)
         moments = jnp.sum(jnp.square(gradients), axis=0)
     zeros = {name: jnp.zeros_like(arrays[name]) for name in ("input_basis", "output_basis")}
-    return {**_record_factors(arrays, x, delta), **zeros, "moments": moments}
+    return {**_record_factors(arrays, reading), **zeros, "moments": moments}
 
 
 def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:

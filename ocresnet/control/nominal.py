@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ocresnet.control.costs import Factor
+from ocresnet.control.layer_passes import LayerPass, recorders
 from ocresnet.control.problem import (
     ControlProblem,
     outputs_of,
@@ -29,6 +30,7 @@ from ocresnet.control.problem import (
     run,
 )
 from ocresnet.systems.system import Probe, PyTree
+from ocresnet.systems.taps import Tap, merge
 
 Array = jax.Array
 
@@ -47,6 +49,8 @@ class Trajectory(NamedTuple):
         after, trees with leading axes [groups, factors, (length)]}.
       outputs: y_j, [groups, outputs, batch, classes].
       output_costates: the factors at the outputs, [groups, factors, outputs, batch, classes].
+      layers: {path: inputs and output gradients of an affine layer, [groups, (length), batch,
+        ...]}, of the stages made of such layers alone; None unless they were asked for.
     """
 
     states: dict[str, Array]
@@ -54,6 +58,7 @@ class Trajectory(NamedTuple):
     shared: dict[str, PyTree]
     outputs: Array
     output_costates: Array
+    layers: dict[str, LayerPass] | None
 
 
 class Nominal(NamedTuple):
@@ -87,6 +92,7 @@ def linearize(
     factor: Factor = "gradient",
     groups: int = 1,
     keep_trajectory: bool = True,
+    keep_layers: bool = False,
     key: Array | None = None,
 ) -> Nominal:
     """Forward and backward pass around the current parameters.
@@ -99,6 +105,8 @@ def linearize(
       factor: of the terminal curvature.
       groups: into how many equal parts the batch is divided; each has factors of its own.
       keep_trajectory: keep states and costates.
+      keep_layers: keep inputs and output gradients of every layer in the trajectory too, which
+        makes feedback "per_sample" cheaper.
       key: for the random factors.
 
     Returns:
@@ -117,7 +125,7 @@ def linearize(
 
     def linearize_group(images: Array, labels: Array, key: Array) -> Nominal:
         return _linearize_group(
-            problem, params, batch_stats, images, labels, factor, keep_trajectory, key
+            problem, params, batch_stats, images, labels, factor, keep_trajectory, keep_layers, key
         )
 
     if groups == 1:
@@ -155,35 +163,43 @@ def _linearize_group(
     labels: Array,
     factor: Factor,
     keep_trajectory: bool,
+    keep_layers: bool,
     key: Array,
 ) -> Nominal:
     probe = _probe(problem, params, batch_stats, images) if keep_trajectory else None
+    recording = {}
+    if keep_layers and probe is not None:
+        recording = recorders(problem.system.segments, params, probe.states)
 
     def outputs_and_rest(
-        params: PyTree, probe: Probe | None
+        params: PyTree, probe: Probe | None, recording: dict[str, Tap]
     ) -> tuple[Array, tuple[dict[str, Array], PyTree]]:
+        params = merge(params, recording)
         result = run(problem, params, batch_stats, images, keep_states=keep_trajectory, probe=probe)
         return outputs_of(result), (result.states, result.batch_stats)
 
-    outputs, pull_back, (states, new_stats) = jax.vjp(outputs_and_rest, params, probe, has_aux=True)
+    outputs, pull_back, (states, new_stats) = jax.vjp(
+        outputs_and_rest, params, probe, recording, has_aux=True
+    )
 
     def mean_objective(outputs: Array) -> Array:
         return jnp.mean(per_sample_objective(problem, outputs, labels))
 
     value, cotangent = jax.value_and_grad(mean_objective)(outputs)
-    gradient, costates = pull_back(cotangent)
+    gradient, costates, recorded = pull_back(cotangent)
     factors = None
     if factor == "gradient":
         cotangents = cotangent[None]
         costates = jax.tree.map(lambda leaf: leaf[None], costates)
     else:
         cotangents = output_factors(problem, outputs, factor, key)
-        factors, costates = jax.vmap(pull_back)(cotangents)
+        factors, costates, _ = jax.vmap(pull_back)(cotangents)
 
     trajectory = None
     if keep_trajectory:
         shared = _from_here_on(problem, costates.shared)
-        trajectory = Trajectory(states, costates.states, shared, outputs, cotangents)
+        layers = {path: tap.arrays for path, tap in recorded.items()} if keep_layers else None
+        trajectory = Trajectory(states, costates.states, shared, outputs, cotangents, layers)
     return Nominal(value, outputs, new_stats, gradient, factors, trajectory)
 
 

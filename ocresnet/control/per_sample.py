@@ -26,8 +26,9 @@ from jax import lax
 from ocresnet.control import stages
 from ocresnet.control.bellman import Policy, applied_weights, value_recursion
 from ocresnet.control.curvature_protocol import Curvature, Entries, of_segment
+from ocresnet.control.layer_passes import run_stage, weighted_gradient
 from ocresnet.control.nominal import Nominal, linearize
-from ocresnet.control.per_sample_gram import Stage, gram_matrices, run_stage
+from ocresnet.control.per_sample_gram import Stage, gram_matrices, readings_of
 from ocresnet.control.problem import ControlProblem
 from ocresnet.control.settings import Info, Settings
 from ocresnet.systems.system import PyTree, Segment
@@ -140,18 +141,22 @@ def _stages(
     key: Array,
 ) -> dict[str, Stage]:
     """Nominal trajectory and costates of every sample, in the form that stages are scanned in."""
-    if nominal is None or settings.factor != "gradient":
-        nominal = linearize(problem, params, {}, *batch, keep_trajectory=True)
-    assert nominal.trajectory is not None
+    keep_layers = settings.factor == "gradient"
+    kept = nominal is not None and nominal.trajectory is not None and nominal.trajectory.layers
+    if not kept:
+        nominal = linearize(problem, params, {}, *batch, keep_layers=keep_layers)
+    assert nominal is not None and nominal.trajectory is not None
     trajectory = jax.tree.map(lambda leaf: leaf[0], nominal.trajectory)
     count = batch[1].shape[0]
     # Of the mean over samples -> of every sample's own cost.
     costates = jax.tree.map(lambda leaf: count * leaf, trajectory.costates)
     outputs = count * trajectory.output_costates
+    layers = {
+        path: layer._replace(output_gradients=count * layer.output_gradients)
+        for path, layer in (trajectory.layers or {}).items()
+    }
     if settings.factor != "gradient":
-        factors = linearize(
-            problem, params, {}, *batch, factor=settings.factor, keep_trajectory=True, key=key
-        ).trajectory
+        factors = linearize(problem, params, {}, *batch, factor=settings.factor, key=key).trajectory
         assert factors is not None
         scale = count**0.5
         costates = jax.tree.map(
@@ -188,6 +193,7 @@ def _stages(
             next_costates=next_costates,
             costates=of_factors,
             output=output,
+            layers=of_segment(layers, segment.name) or None,
         )
     return result
 
@@ -213,13 +219,18 @@ def _forward_stage(
     def weighted(columns: Array) -> Array:
         return jnp.einsum("bc,cb...->b...", weights, columns) / weights.shape[0]
 
-    (nominal, _), pullback = jax.vjp(
-        lambda params: run_stage(segment, params, stage.state), stage.params
-    )
-    output_costate = None
-    if nominal is not None and stage.output is not None:
-        output_costate = weighted(stage.output[1]).astype(nominal.dtype)
-    (gradient,) = pullback((output_costate, weighted(stage.next_costates).astype(state.dtype)))
+    layers = readings_of(segment, stage)
+    if layers:
+        mean_weights = weights[:, 0] / weights.shape[0]
+        gradient = weighted_gradient(stage.params, layers, segment.name, mean_weights)
+    else:
+        (nominal, _), pullback = jax.vjp(
+            lambda params: run_stage(segment, params, stage.state), stage.params
+        )
+        output_costate = None
+        if nominal is not None and stage.output is not None:
+            output_costate = weighted(stage.output[1]).astype(nominal.dtype)
+        (gradient,) = pullback((output_costate, weighted(stage.next_costates).astype(state.dtype)))
     if settings.axis_name is not None:
         gradient = lax.pmean(gradient, settings.axis_name)
     direction = gradient

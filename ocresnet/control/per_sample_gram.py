@@ -1,16 +1,14 @@
 """Gram matrices of every sample's columns at one stage, C_i^T M^-1 C_i (`per_sample.py`)."""
 
-from collections import Counter
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ocresnet.control.curvature_protocol import Curvature, Entries, Metric
-from ocresnet.control.kronecker import affine_layers
-from ocresnet.systems import taps
-from ocresnet.systems.system import PyTree, Segment, System, run_transition
+from ocresnet.control.layer_passes import LayerPass, readings, run_stage
+from ocresnet.systems.system import PyTree, Segment
+from ocresnet.systems.taps import Reading
 
 Array = jax.Array
 
@@ -25,6 +23,8 @@ class Stage(NamedTuple):
       next_costates: columns pulled back to x_{k+1}, [columns, batch, ...].
       costates: the factors pulled back to x_k, [factors, batch, ...].
       output: y_k and the columns at it, or None.
+      layers: inputs and output gradients of its affine layers (of the samples' own costs), by path;
+        None where they are not kept.
     """
 
     params: PyTree
@@ -33,25 +33,29 @@ class Stage(NamedTuple):
     next_costates: Array
     costates: Array
     output: tuple[Array, Array] | None
+    layers: dict[str, LayerPass] | None
 
 
-def run_stage(segment: Segment, params: PyTree, state: Array) -> tuple[Array | None, Array]:
-    """y_k and x_{k+1} of a stage without shared parameters or batch statistics."""
-    output, state, _ = run_transition(segment, {}, params, {}, state, True, True)
-    return output, state
+def readings_of(segment: Segment, stage: Stage) -> dict[str, Reading] | None:
+    """The kept passes of a stage's layers, with what those layers do."""
+    if stage.layers is None:
+        return None
+    found = readings(segment, stage.params, stage.state)
+    assert found is not None
+    return {path: Reading(*found[path][:2], *kept) for path, kept in stage.layers.items()}
 
 
 def gram_matrices(curvature: Curvature, segment: Segment, stage: Stage) -> Array:
     """C_i^T M^-1 C_i of every sample at one stage: [batch, columns, columns].
 
-    Where the gradient is the only column and all of the stage's arrays belong to affine layers that
-    are read once, a backward pass over the whole batch records them, and no sample's gradient is
-    formed. Otherwise the samples' gradients are.
+    Where inputs and output gradients of all layers are kept, they give the samples' gradients.
+    Otherwise each sample has forward and backward passes of its own.
     """
-    if stage.next_costates.shape[0] == 1:
-        recorded = _recorded_squares(curvature, segment, stage)
-        if recorded is not None:
-            return recorded[:, None, None]
+    layers = readings_of(segment, stage)
+    if layers:
+        squares = _squares(curvature, stage.entries, layers)
+        if squares is not None:
+            return squares[:, None, None]
 
     def of_sample(state: Array, next_costates: Array, output_costates: Array | None) -> Array:
         (output, following), pullback = jax.vjp(
@@ -83,53 +87,20 @@ def gram_matrices(curvature: Curvature, segment: Segment, stage: Stage) -> Array
     )
 
 
-class _Squares(NamedTuple):
-    """What the tap of an affine layer records and reads.
-
-    Attributes:
-      squares: <D_i, M^-1 D_i> of every sample's gradient, [batch].
-      metric: M^-1.
-    """
-
-    squares: Array
-    metric: Metric
-
-
-def _recorded_squares(curvature: Curvature, segment: Segment, stage: Stage) -> Array | None:
-    """<g_i, M^-1 g_i> of every sample, [batch]; None where it cannot be recorded."""
-    layers = affine_layers(System((segment,)), {segment.name: stage.params})
-    owned = sum(1 + layer.with_bias for layer in layers.values())
-    if owned != len(jax.tree.leaves(stage.params)):
-        return None
-    squares = jnp.zeros(stage.state.shape[0], _at_least_single(stage.state))
-    reads: Counter[str] = Counter()
-    records = {}
-    for path, layer in layers.items():
-        metric = curvature.metric(stage.entries, path, layer.with_bias)
+def _squares(curvature: Curvature, entries: Entries, layers: dict[str, Reading]) -> Array | None:
+    """<D_i, M^-1 D_i> of every sample's gradient, [batch]; None where M has no such form."""
+    total: Array | None = None
+    for path, reading in layers.items():
+        metric = curvature.metric(entries, path, reading.with_bias)
         if metric is None:
             return None
-        records[path] = taps.Tap(_Squares(squares, metric), partial(_record_squares, reads, path))
-
-    def tapped(records: dict[str, taps.Tap]) -> tuple[Array | None, Array]:
-        params = taps.merge({segment.name: stage.params}, records)
-        return run_stage(segment, params[segment.name], stage.state)
-
-    (output, following), pullback = jax.vjp(tapped, records)
-    output_costate = None
-    if output is not None and stage.output is not None:
-        output_costate = stage.output[1][0].astype(output.dtype)
-    (recorded,) = pullback((output_costate, stage.next_costates[0].astype(following.dtype)))
-    if any(reads[path] != 1 for path in layers):
-        return None
-    return sum((tap.arrays.squares for tap in recorded.values()), squares)
+        squares = _squares_of_layer(metric, *reading.rows())
+        total = squares if total is None else total + squares
+    return total
 
 
-def _record_squares(
-    reads: "Counter[str]", path: str, arrays: _Squares, x: Array, delta: Array
-) -> _Squares:
-    """<D_i, M^-1 D_i> for D_i = sum over locations of x delta^T; and counts the reads."""
-    reads[path] += 1
-    metric = arrays.metric
+def _squares_of_layer(metric: Metric, x: Array, delta: Array) -> Array:
+    """<D_i, M^-1 D_i> for D_i = sum over locations of x_i delta_i^T."""
     if metric.input_basis is not None:
         x = x @ metric.input_basis
     if metric.output_basis is not None:
@@ -138,14 +109,12 @@ def _record_squares(
         squares = jnp.square(jnp.einsum("bli,blo->bio", x, delta))
         if metric.weights is not None:
             squares *= metric.weights
-        squares = jnp.sum(squares, axis=(1, 2))
-    else:
-        x, delta = jnp.square(x[:, 0]), jnp.square(delta[:, 0])
-        weighted = jnp.sum(x, axis=1, keepdims=True)
-        if metric.weights is not None:
-            weighted = x @ metric.weights
-        squares = jnp.sum(weighted * delta, axis=1)
-    return _Squares(squares, jax.tree.map(jnp.zeros_like, metric))
+        return jnp.sum(squares, axis=(1, 2))
+    x, delta = jnp.square(x[:, 0]), jnp.square(delta[:, 0])
+    weighted = jnp.sum(x, axis=1, keepdims=True)
+    if metric.weights is not None:
+        weighted = x @ metric.weights
+    return jnp.sum(weighted * delta, axis=1)
 
 
 def _at_least_single(array: Array) -> jnp.dtype:

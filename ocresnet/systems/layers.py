@@ -5,6 +5,7 @@ kernels and 1x1 projections are [in, out]. Parameters and statistics keep their 
 in training); activations are computed in the dtype of `x`.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,9 @@ AxisName = str | tuple[str, ...] | None
 
 BATCH_NORM_EPSILON = 1e-5
 
+MATRIX_PRODUCT = taps.Operation(product=jnp.matmul, rows=lambda x: x)
+"""What a dense layer does along the last axis of x."""
+
 
 def init_convolution(key: Array, size: int, channels_in: int, channels_out: int) -> Params:
     """He-normal kernel [size, size, channels_in, channels_out], float32, no bias."""
@@ -32,11 +36,15 @@ def init_convolution(key: Array, size: int, channels_in: int, channels_out: int)
 def convolution(params: Params, x: Array, stride: int = 1) -> Array:
     """x * kernel (+ bias), zero-padded by half the kernel on every side."""
     kernel = params["kernel"].astype(x.dtype)
-    y = convolutions.convolution(x, kernel, stride)
+    operation = taps.Operation(
+        partial(convolutions.convolution, stride=stride),
+        partial(convolutions.patches, kernel_shape=kernel.shape[:2], stride=stride),
+    )
+    y = operation.product(x, kernel)
     if "bias" in params:
         y += params["bias"].astype(x.dtype)
     y = checkpoint_name(y, CONVOLUTION_OUTPUT)
-    return taps.record(params, lambda: convolutions.patches(x, kernel.shape[:2], stride), y)
+    return taps.record(params, operation, x, y)
 
 
 def init_projection(key: Array, channels_in: int, channels_out: int) -> Params:
@@ -55,7 +63,7 @@ def dense(params: Params, x: Array) -> Array:
     y = x @ params["kernel"].astype(x.dtype)
     if "bias" in params:
         y += params["bias"].astype(x.dtype)
-    return taps.record(params, lambda: x, y)
+    return taps.record(params, MATRIX_PRODUCT, x, y)
 
 
 def init_dense(key: Array, features_in: int, features_out: int) -> Params:

@@ -13,6 +13,7 @@ segment is scanned, and summed over the depths where parameters are read several
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,8 @@ from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
-Rule = Callable[[PyTree, Array, Array], PyTree]
-"""(arrays, x [batch, locations, rows_in], delta [batch, locations, channels_out]) -> a tree like
-`arrays`: what is recorded."""
+Rule = Callable[[PyTree, "Reading"], PyTree]
+"""(arrays, what the layer read and got back) -> a tree like `arrays`: what is recorded."""
 
 TAP = "tap"
 
@@ -52,39 +52,82 @@ def merge(params: PyTree, taps: dict[str, Tap]) -> PyTree:
     return merged
 
 
-def record(params: PyTree, inputs: Callable[[], Array], y: Array) -> Array:
+class Operation(NamedTuple):
+    """What an affine layer does with its kernel.
+
+    Attributes:
+      product: (x, kernel) -> y without bias; linear in both.
+      rows: x -> what the kernel is multiplied with at every location, [batch, ..., rows_in].
+    """
+
+    product: Callable[[Array, Array], Array]
+    rows: Callable[[Array], Array]
+
+
+class Reading(NamedTuple):
+    """One use of an affine layer, as its backward pass sees it.
+
+    Attributes:
+      operation: what the layer does.
+      with_bias: whether it has a bias.
+      inputs: x, as the layer got it, [batch, ...].
+      output_gradients: delta, like the layer's output, [batch, ..., channels_out].
+    """
+
+    operation: Operation
+    with_bias: bool
+    inputs: Array
+    output_gradients: Array
+
+    def rows(self) -> tuple[Array, Array]:
+        """x [batch, locations, rows_in] and delta [batch, locations, channels_out], at least
+        float32."""
+        x, delta = self.operation.rows(self.inputs), self.output_gradients
+        x, delta = (leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]) for leaf in (x, delta))
+        x, delta = (leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in (x, delta))
+        if self.with_bias:
+            x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+        return x, delta
+
+
+def record(params: PyTree, operation: Operation, x: Array, y: Array) -> Array:
     """y itself; where the layer has a tap, its backward pass records.
 
     Args:
       params: of the layer.
-      inputs: makes the layer's inputs at every location, [batch, ..., rows_in] without bias.
+      operation: what the layer does with its kernel.
+      x: the layer's input, [batch, ...].
       y: the layer's output, [batch, ..., channels_out].
     """
     if TAP not in params:
         return y
     tap = params[TAP]
-    x = inputs()
-    x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
-    if "bias" in params:
-        x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-    return _record(tap.rule, tap.arrays, jax.lax.stop_gradient(x), y)
+    with_bias = "bias" in params
+    return _record(tap.rule, operation, with_bias, tap.arrays, jax.lax.stop_gradient(x), y)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _record(rule: Rule, arrays: PyTree, x: Array, y: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _record(
+    rule: Rule, operation: Operation, with_bias: bool, arrays: PyTree, x: Array, y: Array
+) -> Array:
     return y
 
 
-def _forward(rule: Rule, arrays: PyTree, x: Array, y: Array) -> tuple[Array, tuple[PyTree, Array]]:
+def _forward(
+    rule: Rule, operation: Operation, with_bias: bool, arrays: PyTree, x: Array, y: Array
+) -> tuple[Array, tuple[PyTree, Array]]:
     return y, (arrays, x)
 
 
 def _backward(
-    rule: Rule, residuals: tuple[PyTree, Array], delta: Array
+    rule: Rule,
+    operation: Operation,
+    with_bias: bool,
+    residuals: tuple[PyTree, Array],
+    delta: Array,
 ) -> tuple[PyTree, None, Array]:
     arrays, x = residuals
-    rows = delta.reshape(x.shape[0], -1, delta.shape[-1]).astype(x.dtype)
-    return rule(arrays, x, rows), None, delta
+    return rule(arrays, Reading(operation, with_bias, x, delta)), None, delta
 
 
 _record.defvjp(_forward, _backward)

@@ -12,8 +12,9 @@ from ocresnet.systems.taps import Tap, merge
 BATCH = 3
 
 
-def outer_sums(arrays, x, delta):
+def outer_sums(arrays, reading):
     """Sums of x delta^T, x x^T and delta delta^T, and the number of rows."""
+    x, delta = reading.rows()
     assert x.shape[:2] == delta.shape[:2]
     return {
         "gradient": jnp.einsum("bli,blo->io", x, delta),
@@ -125,8 +126,8 @@ def test_layers_without_a_tap_record_nothing(rng):
 
 
 def test_rules_read_the_arrays_of_their_tap(rng):
-    def scaled(arrays, x, delta):
-        return {"scale": arrays["scale"] * jnp.sum(x)}
+    def scaled(arrays, reading):
+        return {"scale": arrays["scale"] * jnp.sum(reading.inputs)}
 
     params = {"layer": {"kernel": rng.normal(size=(4, 2))}}
     x = rng.normal(size=(BATCH, 4))
