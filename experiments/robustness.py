@@ -13,6 +13,7 @@ and .png.
 from typing import cast
 
 import numpy as np
+import optax
 from absl import flags
 
 from experiments import command_line, optimizer_flags
@@ -32,11 +33,14 @@ BASES = flags.DEFINE_multi_enum(
     "base", ["sgd", "rmsprop", "ekfac", "adam"], ["sgd", "rmsprop", "ekfac", "adam"], "Optimizers."
 )
 MOMENTUM = flags.DEFINE_float("momentum", 0.0, "Of SGD and everything on top of it.")
+SCHEDULE = flags.DEFINE_enum(
+    "schedule", "constant", ["constant", "cosine"], "Of the learning rate; cosine falls to zero."
+)
 PER_SAMPLE = flags.DEFINE_boolean("per_sample", True, "Also per-sample feedback (no batch norm).")
 
 GROUPS = {
     "What": [*optimizer_flags.WHAT, BASES, MOMENTUM, PER_SAMPLE],
-    "How": [DECAYS, *optimizer_flags.HOW],
+    "How": [DECAYS, SCHEDULE, *optimizer_flags.HOW],
 }
 
 LEARNING_RATES: dict[str, list[float]] = {
@@ -83,12 +87,16 @@ def methods(base: Base, batch_size: int) -> dict[str, Method]:
 def main() -> None:
     task = optimizer_flags.task()
     together = NETWORKS[optimizer_flags.NETWORK.value].together
-    batch_size = optimizer_flags.BATCH_SIZE.value
+    batch_size, epochs = optimizer_flags.BATCH_SIZE.value, optimizer_flags.EPOCHS.value
+    schedule = None
+    if SCHEDULE.value == "cosine":
+        steps = epochs * (len(task.train_labels) // batch_size)
+        schedule = optax.cosine_decay_schedule(1.0, steps)
     rows = []
     for base in cast(list[Base], BASES.value):
         rates = LEARNING_RATES[base]
         for name, method in optimizer_flags.chosen(methods(base, batch_size)).items():
-            run = make_run(task, method, optimizer_flags.EPOCHS.value, batch_size)
+            run = make_run(task, method, epochs, batch_size, schedule)
             result = run_grid(
                 task, run, rates, DECAYS.value, range(optimizer_flags.SEEDS.value), together
             )
@@ -107,7 +115,9 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(f"{base:8} {name:32} wd {decay:g}: {np.round(mean, 1)} {row['decades']:.1f}")
-    figure = optimizer_flags.write(rows, table(rows), momentum=MOMENTUM.value)
+    figure = optimizer_flags.write(
+        rows, table(rows), momentum=MOMENTUM.value, schedule=SCHEDULE.value
+    )
     if figure:
         undecayed = [row for row in rows if row["weight_decay"] == DECAYS.value[0]]
         plots.draw_learning_rates(undecayed).savefig(figure, dpi=150)
