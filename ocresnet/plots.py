@@ -61,7 +61,7 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
 
 def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     """Loss and accuracy of the network's own output, and the learning rate, over epochs."""
-    figure, (loss, accuracy, rate) = _panels(3)
+    figure, (loss, accuracy, rate) = panels(3)
     epochs = [row["epoch"] for row in metrics]
     for split, style in STYLES.items():
         if split in metrics[0]:
@@ -73,13 +73,13 @@ def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     loss.set(xlabel="epoch", ylabel="loss of the output", yscale="log")
     accuracy.set(xlabel="epoch", ylabel="accuracy of the output (%)")
     rate.set(xlabel="epoch", ylabel="learning rate", yscale="log")
-    _legend(figure, loss)
+    legend(figure, loss)
     return figure
 
 
 def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
     """Losses and accuracies of every intermediate output over depth; `kept` marks a cut."""
-    figure, (loss, accuracy) = _panels(2)
+    figure, (loss, accuracy) = panels(2)
     for split, style in STYLES.items():
         if split in measured:
             depth = range(len(measured[split]["losses"]))
@@ -89,13 +89,13 @@ def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
     loss.set(xlabel="residual blocks before the exit", ylabel="loss", yscale="log")
     accuracy.set(xlabel="residual blocks before the exit", ylabel="accuracy (%)")
     _mark((loss, accuracy), kept, kept)
-    _legend(figure, loss)
+    legend(figure, loss)
     return figure
 
 
 def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figure":
     """What each block adds to the output, and the norm of its parameters, over depth."""
-    figure, (residual, norm) = _panels(2)
+    figure, (residual, norm) = panels(2)
     for split, style in STYLES.items():
         if split in measured:
             values = measured[split]["output_residuals"]
@@ -110,7 +110,7 @@ def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figu
     norm.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
     # Block k goes if k >= kept: the mark stands between the last that stays and the first cut.
     _mark((residual, norm), None if kept is None else kept - 0.5, kept)
-    _legend(figure, residual)
+    legend(figure, residual)
     return figure
 
 
@@ -121,7 +121,7 @@ def draw_learning_rates(rows: Sequence[dict[str, Any]]) -> "Figure":
       rows: each with `base`, `method`, `learning_rates` and `accuracy` [learning rates, seeds].
     """
     bases = list(dict.fromkeys(row["base"] for row in rows))
-    figure, axes = _panels(len(bases))
+    figure, axes = panels(len(bases))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     styles = {
         name: {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10]}
@@ -145,7 +145,7 @@ def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
     Args:
       rows: each with `method`, `steps` and `seconds` [parts], and `losses` [parts].
     """
-    figure, axes = _panels(2)
+    figure, axes = panels(2)
     for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
         for row in rows:
             axis.plot(row[unit], row["losses"], label=row["method"])
@@ -164,7 +164,12 @@ def _kept_blocks(pruning_file: Path) -> int | None:
         raise ValueError(f"{pruning_file} is damaged: {error}") from error
 
 
-def _panels(count: int) -> tuple["Figure", Any]:
+def panels(count: int) -> tuple["Figure", Any]:
+    """A figure with `count` panels side by side, and their axes.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -178,7 +183,7 @@ def _panels(count: int) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def _legend(figure: "Figure", axis: Any) -> None:
+def legend(figure: "Figure", axis: Any) -> None:
     """One legend for the whole figure, above its panels."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

@@ -129,6 +129,23 @@ class Dataset:
             digest.update(self.labels(part).data)
         return digest.hexdigest()[:16]
 
+    def first(self, samples: int) -> "Dataset":
+        """The same data with the first `samples` training samples only.
+
+        Raises:
+          ValueError: if there are not that many.
+        """
+        if not 1 <= samples <= len(self.train_labels):
+            raise ValueError(
+                f"{self.name}: {samples} training samples were asked for, but it has "
+                f"{len(self.train_labels)}: choose 1 to {len(self.train_labels)}."
+            )
+        return replace(
+            self,
+            train_images=self.train_images[:samples],
+            train_labels=self.train_labels[:samples],
+        )
+
     def split(self, fraction: float, seed: int = 0) -> "Dataset":
         """Hold out a random part of the training set for validation.
 

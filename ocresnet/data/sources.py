@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +29,8 @@ def load_dataset(
       name: "digits" (bundled with scikit-learn; the last 360 samples in file order, by other
         writers, are the test set); one of TFDS's "mnist", "fashion_mnist", "cifar10", "cifar100",
         "svhn_cropped", prepared as array_record; or the path of a `.npz` file with train_images,
-        train_labels, test_images and test_labels.
+        train_labels, test_images and test_labels. With "[:n]" behind it, as in "mnist[:10000]",
+        only the first n training samples are kept.
       data_dir: folder of the TFDS data; None is TFDS's own default.
       download: let TFDS download and prepare what is missing.
 
@@ -39,6 +42,10 @@ def load_dataset(
       FileNotFoundError: if the data is not there.
       ImportError: if the package that reads it is not installed.
     """
+    first = re.fullmatch(r"(.+)\[:(\d+)\]", str(name))
+    if first:
+        whole = load_dataset(first[1], data_dir, download=download)
+        return replace(whole.first(int(first[2])), source=name)
     if name == "digits":
         return _digits()
     if str(name).endswith(".npz"):
@@ -46,7 +53,8 @@ def load_dataset(
     if name in TFDS_NAMES:
         return _tfds(name, data_dir, download)
     raise ValueError(
-        f"dataset is {name!r}, but must be one of {', '.join(NAMES)}, or the path of a .npz file."
+        f"dataset is {name!r}, but must be one of {', '.join(NAMES)}, or the path of a .npz file; "
+        "[:n] behind it keeps the first n training samples."
     )
 
 

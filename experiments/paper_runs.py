@@ -1,0 +1,122 @@
+"""Carrying out a plan of the paper's runs: what is finished is skipped, the rest is continued."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.paper_plan import PlannedRun
+from ocresnet.data.dataset import Dataset
+from ocresnet.data.sources import load_dataset
+from ocresnet.stage_cost.state_changes import state_changes
+from ocresnet.stage_cost.trajectory import trajectory
+from ocresnet.systems import network as networks
+from ocresnet.training import records
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.fit import NETWORK, fit, for_dataset
+from ocresnet.training.loop import CHECKPOINTS
+from ocresnet.training.restore import load_configs
+
+MEASUREMENTS = "measurements.json"
+
+State = Literal["finished", "interrupted", "to do"]
+
+
+def state_of(run: PlannedRun, folder: Path) -> State:
+    """How far a run has come.
+
+    Raises:
+      ValueError: if its folder holds a run with another configuration.
+    """
+    workdir = folder / run.name
+    if not (workdir / records.CONFIG).exists():
+        return "to do"
+    found = training_of(folder, run.name)
+    if found != run.training:
+        records.refuse_other_config(asdict(found), asdict(run.training), str(workdir))
+    done = (workdir / records.TRAJECTORY).exists() and (workdir / NETWORK).is_dir()
+    return "finished" if done else "interrupted"
+
+
+def describe(runs: Sequence[PlannedRun], folder: Path, rate: float) -> str:
+    """The plan as a table: every run with its state and its cost.
+
+    Args:
+      runs: the plan.
+      folder: where they lie.
+      rate: multiply-adds a second that the machine trains with.
+    """
+    lines = [
+        "| run | state | blocks | epochs | multiply-adds | hours |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    left = 0.0
+    for run in runs:
+        state = state_of(run, folder)
+        hours = run.cost / rate / 3600
+        left += 0.0 if state == "finished" else hours
+        lines.append(
+            f"| {run.name} | {state} | {run.network.depth} | {run.training.epochs} | "
+            f"{run.cost:.1e} | {hours:.2f} |"
+        )
+    lines.append(f"\nstill to run: about {left:.1f} hours at {rate:.0e} multiply-adds a second")
+    return "\n".join(lines)
+
+
+def carry_out(runs: Sequence[PlannedRun], folder: Path, data_dir: str | None) -> bool:
+    """Train what is not finished; returns whether all of it now is.
+
+    A finished run gives up its checkpoints: its network, metrics and trajectory stay.
+    """
+    datasets: dict[str, Dataset] = {}
+    for number, run in enumerate(runs, start=1):
+        state = state_of(run, folder)
+        print(f"[{number}/{len(runs)}] {run.name}: {state}", flush=True)
+        workdir = folder / run.name
+        if (workdir / MEASUREMENTS).exists() and state == "finished":
+            continue
+        if run.data not in datasets:
+            datasets[run.data] = load_dataset(run.data, data_dir)
+        data = datasets[run.data]
+        if state != "finished":
+            done = fit(for_dataset(run.network, data), run.training, data, workdir=workdir)
+            if done.interrupted:
+                return False
+        records.write_json(workdir / MEASUREMENTS, measure(workdir, data))
+        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+    return True
+
+
+def measure(workdir: Path, data: Dataset) -> dict[str, Any]:
+    """Everything over depth that the tables and figures show, of a finished run.
+
+    Returns:
+      What the run's trajectory.json holds (losses, accuracies, output residuals on the training set
+      without augmentation and on the test set, in inference mode; parameter norms), and
+      `train_in_training_mode` (with the statistics of each batch) and `state_changes` (on the test
+      set).
+    """
+    network = networks.load(workdir / NETWORK)
+    training = training_of(workdir.parent, workdir.name)
+    return {
+        **records.read_json(workdir / records.TRAJECTORY),
+        "train_in_training_mode": trajectory(
+            network,
+            data.train_images,
+            data.train_labels,
+            batch_size=training.batch_size,
+            mode="training",
+        ),
+        "state_changes": state_changes(network, data.test_images),
+    }
+
+
+def measured(folder: Path, name: str) -> dict[str, Any]:
+    """What `measure` found for the run called `name`."""
+    return records.read_json(folder / name / MEASUREMENTS)
+
+
+def training_of(folder: Path, name: str) -> TrainingConfig:
+    """The training configuration of the run called `name`."""
+    return load_configs(folder / name)[1]

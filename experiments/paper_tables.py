@@ -1,0 +1,178 @@
+"""Tables 1, 2 and 3 of the stage-cost paper from finished runs, beside the paper's numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.paper_numbers import BOUNDS, TABLE_1
+from experiments.paper_plan import (
+    SCALES,
+    Architecture,
+    Artefact,
+    architectures,
+    run_name,
+)
+from experiments.paper_runs import measured, training_of
+from ocresnet.stage_cost import bounds
+from ocresnet.systems.resnet_config import Exits
+
+
+class Table(NamedTuple):
+    """A table and what it was made of.
+
+    Attributes:
+      columns: names; the first is that of the rows.
+      rows: cells, text or numbers.
+      notes: sentences to stand below.
+    """
+
+    columns: list[str]
+    rows: list[list[Any]]
+    notes: list[str]
+
+
+def table1(dataset: str, scale_name: str, seeds: Sequence[int], folder: Path) -> Table:
+    """Test accuracies of full, shallow and pruned networks (Table 1), in percent."""
+    scale = SCALES[scale_name]
+    columns, cells = ["model"], []
+    rows: list[tuple[str, str, Exits, int, int]] = [
+        (f"ResNet-{scale.blocks} standard training", "full plain", "none", scale.blocks, -1),
+        (f"SubResNet-{scale.cut} standard training", "cut plain", "none", scale.cut, -1),
+        (f"ResNet-{scale.blocks} shared stage cost", "full shared", "shared", scale.blocks, -1),
+        (f"SubResNet-{scale.cut} pruned", "cut shared", "shared", scale.blocks, scale.cut),
+        (
+            f"ResNet-{scale.blocks} separate stage cost",
+            "full separate",
+            "separate",
+            scale.blocks,
+            -1,
+        ),
+        (f"SubResNet-{scale.cut} pruned", "cut separate", "separate", scale.blocks, scale.cut),
+    ]
+    for architecture in architectures("table1", dataset):
+        columns += [f"{architecture} (%)", "paper (%)", "difference"]
+    for title, key, exits, blocks, output in rows:
+        row: list[Any] = [title]
+        for architecture in architectures("table1", dataset):
+            values = [
+                100 * found["test"]["accuracies"][output]
+                for found in _of_seeds(folder, dataset, architecture, blocks, exits, seeds)
+            ]
+            paper = TABLE_1.get((dataset, architecture), {}).get(key)
+            row += [_mean(values, 2), paper, None if paper is None else _signed(values, paper)]
+        cells.append(row)
+    return Table(columns, cells, [])
+
+
+def bounds_table(
+    architecture: Architecture, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+) -> Table:
+    """Theorems 1 and 2 on training losses (Tables 2 and 3)."""
+    scale = SCALES[scale_name]
+    full = training_of(folder, run_name(dataset, architecture, scale.blocks, "shared", seeds[0]))
+    gamma, decay = full.stage_cost, full.weight_decay
+    paper = {row.blocks: row for row in BOUNDS[architecture]} if scale_name == "paper" else {}
+    columns = ["M", "L_bar", "J_N", "J_bar", "gap 1", "L_avg", "L_bar_avg", "gap 2", "as printed"]
+    if paper:
+        columns += ["paper: L_bar", "J_N", "J_bar", "L_avg", "L_bar_avg"]
+    stage_cost = _of_seeds(folder, dataset, architecture, scale.blocks, "shared", seeds)
+    rows = []
+    for blocks in scale.depths:
+        numbers = []
+        subresnets = _of_seeds(folder, dataset, architecture, blocks, "none", seeds)
+        for trained, shallow in zip(stage_cost, subresnets, strict=True):
+            losses = shallow["train"]["losses"]
+            first = bounds.tightness(
+                bounds.theorem1(
+                    losses,
+                    np.square(shallow["parameter_norms"]),
+                    blocks=scale.blocks,
+                    stage_cost=gamma,
+                    weight_decay=decay,
+                ),
+                bounds.training_objective(
+                    trained["train"]["losses"],
+                    np.square(trained["parameter_norms"]),
+                    stage_cost=gamma,
+                    weight_decay=decay,
+                ),
+            )
+            average = bounds.theorem2(losses, blocks=scale.blocks, stage_cost=gamma)
+            second = bounds.tightness(
+                average.bound, bounds.average_loss(trained["train"]["losses"])
+            )
+            numbers.append(
+                [
+                    losses[-1],
+                    first.value,
+                    first.bound,
+                    first.gap,
+                    second.value,
+                    second.bound,
+                    second.gap,
+                    average.as_printed,
+                ]
+            )
+        row: list[Any] = [blocks, *(_mean(values, 3) for values in zip(*numbers, strict=True))]
+        if paper:
+            printed = paper[blocks]
+            row += list(printed[1:])
+        rows.append(row)
+    notes = [
+        f"gamma = {gamma:g}, lambda = {decay:g}, N = {scale.blocks}; training losses without "
+        "augmentation, in inference mode.",
+        "L_bar_avg is Theorem 2 as it is proved; 'as printed' is the formula that the paper's "
+        "Tables 2 and 3 fit (see `ocresnet.stage_cost.bounds`).",
+    ]
+    return Table(columns, rows, notes)
+
+
+def make(
+    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+) -> Table:
+    """The table called `artefact`."""
+    if artefact == "table1":
+        return table1(dataset, scale_name, seeds, folder)
+    architecture = architectures(artefact, dataset)[0]
+    return bounds_table(architecture, dataset, scale_name, seeds, folder)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, its notes below."""
+    lines = [
+        "| " + " | ".join(table.columns) + " |",
+        "|---|" + "---:|" * (len(table.columns) - 1),
+        *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows),
+        "",
+        *table.notes,
+    ]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _of_seeds(
+    folder: Path,
+    dataset: str,
+    architecture: Architecture,
+    blocks: int,
+    exits: Exits,
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    return [
+        measured(folder, run_name(dataset, architecture, blocks, exits, seed)) for seed in seeds
+    ]
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    """Mean, and with several values their standard deviation."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def _signed(values: Sequence[float], paper: float) -> str:
+    return f"{np.mean(values) - paper:+.2f}"
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell)
