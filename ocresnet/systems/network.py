@@ -1,5 +1,6 @@
 """A network that can be handed on: an architecture with its arrays, saved and loaded as one."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 import flax.serialization
 import flax.struct
 import jax
+import numpy as np
 
 from ocresnet.files import replace_file
 from ocresnet.systems import resnet
@@ -76,6 +78,16 @@ def load(folder: str | os.PathLike) -> Network:
     except Exception as error:  # msgpack has many ways to say that bytes are damaged
         raise ValueError(f"the saved network in {folder} is damaged: {error}") from error
     return Network(config, variables["params"], variables["batch_stats"])
+
+
+def fingerprint(network: Network) -> str:
+    """A hash of architecture and arrays, equal for equal networks: 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(asdict(network.config)).encode())
+    for path, leaf in jax.tree.leaves_with_path(network.variables):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def _check_shapes(target: PyTree, variables: PyTree) -> None:

@@ -27,6 +27,9 @@ class TrainingConfig:
       stage_cost: gamma, weight of the intermediate losses; 0 is standard training.
       loss: per-sample loss.
       label_smoothing: share of the target that is spread over all classes.
+      distillation: w in [0, 1], weight of the divergence from a teacher in the loss of every
+        output, beside (1 - w) of `loss`; `fit` takes the teacher.
+      temperature: T > 0 that the logits of teacher and student are divided by there.
       gradient_clip: largest norm of the gradient; 0 does not clip.
       average_decay: of an exponential moving average of parameters and batch statistics, which is
         then what is evaluated; 0 keeps none. At step t it is at most (1 + t) / (10 + t), so that
@@ -52,6 +55,8 @@ class TrainingConfig:
     stage_cost: float = 0.02
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 4.0
     gradient_clip: float = 0.0
     average_decay: float = 0.0
     augmentation: Augmentation = "none"
@@ -68,12 +73,13 @@ class TrainingConfig:
             _require(
                 self, name, isinstance(value, int) and value >= 1, "a whole number, at least 1"
             )
-        for name in ("learning_rate", "decay_factor"):
+        for name in ("learning_rate", "decay_factor", "temperature"):
             _require(self, name, getattr(self, name) > 0, "positive")
         for name in ("weight_decay", "stage_cost", "gradient_clip", "warmup_epochs"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("momentum", "label_smoothing", "average_decay", "validation"):
             _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        _require(self, "distillation", 0 <= self.distillation <= 1, "in [0, 1]")
         whole = isinstance(self.seed, int)
         _require(self, "seed", whole and 0 <= self.seed < 2**31, "a whole number, 0 to 2^31 - 1")
         increasing = list(self.milestones) == sorted(set(self.milestones))

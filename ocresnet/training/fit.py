@@ -17,6 +17,7 @@ from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.distillation import check_teacher
 from ocresnet.training.interruption import stop_requests
 from ocresnet.training.loop import TrainingLoop
 from ocresnet.training.step import training_outputs
@@ -53,6 +54,8 @@ def fit(
     tensorboard: bool = False,
     progress: bool = True,
     loss: PerSampleLoss | None = None,
+    initial: Network | None = None,
+    teacher: Network | None = None,
 ) -> Run:
     """Train a network, or continue the run in `workdir` to the very same result.
 
@@ -74,30 +77,39 @@ def fit(
       progress: show a progress bar, or outside a terminal a line an epoch.
       loss: any per-sample loss, (logits [..., classes], labels [...]) -> [...]; None means that of
         `config`.
+      initial: the network to start from, of architecture `network`; it stays as it is. None draws a
+        new one.
+      teacher: the network to learn from where `config.distillation` is above 0; any architecture
+        that takes the same images (each normalises them itself) and tells the same classes apart.
 
     Returns:
       The trained network, its metrics and its trajectories over depth. A network that was trained
       without stage cost comes back with calibrated exits.
 
     Raises:
-      ValueError: if network, configuration, data and devices do not fit together, or the workdir
-        holds another run.
+      ValueError: if network, configuration, data, devices, initial network and teacher do not fit
+        together, or the workdir holds another run.
       OSError: if the workdir cannot be written.
       NonFiniteLossError: if the loss or a parameter stops being finite.
 
     Example:
       >>> data = load_dataset("digits")
       >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
+      >>> small = prune(run.network, 3)
+      >>> fit(small.config, TrainingConfig(stage_cost=0.0, epochs=5), data, initial=small)
     """
     if devices is not None and jax.process_count() > 1:
         raise ValueError("with several processes all their devices are used: leave devices out.")
     local_devices = list(jax.local_devices() if devices is None else devices)
     data = data.split(config.validation, config.seed)
     _check(network, config, data, len(local_devices))
+    check_teacher(network, config, teacher)
+    if initial is not None:
+        _check_initial(network, initial.config)
     if keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
     folder = None if workdir is None else records.prepare_workdir(workdir)
-    description = records.plain(run_config(network, config, data, loss))
+    description = records.plain(run_config(network, config, data, loss, initial, teacher))
     if folder is not None:
         records.check_config(folder, description)
         if jax.process_index() == 0:
@@ -112,6 +124,8 @@ def fit(
         description=description,
         folder=folder,
         keep_checkpoints=keep_checkpoints,
+        initial=initial,
+        teacher=teacher,
     )
     with (
         closing(loop),
@@ -151,6 +165,8 @@ def run_config(
     config: TrainingConfig,
     data: Dataset,
     loss: PerSampleLoss | None = None,
+    initial: Network | None = None,
+    teacher: Network | None = None,
 ) -> dict[str, Any]:
     """What determines a run's numbers, as JSON values."""
     samples = {part: len(data.labels(part)) for part in data.parts}
@@ -161,6 +177,10 @@ def run_config(
     }
     if loss is not None:
         described["loss"] = getattr(loss, "__qualname__", repr(type(loss)))
+    if initial is not None:
+        described["initial"] = networks.fingerprint(initial)
+    if teacher is not None:
+        described["teacher"] = networks.fingerprint(teacher)
     return described
 
 
@@ -194,4 +214,18 @@ def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices
         raise ValueError(
             f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
             f"which has {len(data.train_labels)} samples."
+        )
+
+
+def _check_initial(network: ResNetConfig, initial: ResNetConfig) -> None:
+    """Refuse to start from a network of another architecture."""
+    wanted, given = asdict(network), asdict(initial)
+    different = [name for name in wanted if wanted[name] != given[name]]
+    if different:
+        names = " and ".join(
+            f"{name} {given[name]} instead of {wanted[name]}" for name in different
+        )
+        raise ValueError(
+            f"the initial network is of another architecture: it has {names}; train its own "
+            "`config`, or start from another network."
         )

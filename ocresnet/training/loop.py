@@ -65,6 +65,8 @@ class TrainingLoop:
         description: dict[str, Any],
         folder: Path | None,
         keep_checkpoints: int,
+        initial: Network | None = None,
+        teacher: Network | None = None,
     ) -> None:
         """Set up the run, at its start or where the newest checkpoint in `folder` left it.
 
@@ -74,6 +76,8 @@ class TrainingLoop:
           description: the same as JSON values, to recognise the run's own checkpoints.
           folder: of the run; None keeps nothing on disk.
           keep_checkpoints: how many of the last checkpoints to keep.
+          initial: the network to start from; None draws one.
+          teacher: the network to learn from, or None.
 
         Raises:
           ValueError: if what is in the folder is damaged or of another run.
@@ -84,7 +88,11 @@ class TrainingLoop:
         self.loss, self.description = loss, description
         self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
 
-        variables = resnet.init(network, jax.random.key(config.seed))
+        if initial is None:
+            variables = resnet.init(network, jax.random.key(config.seed))
+        else:
+            # A copy: the first step gives the buffers of its state away.
+            variables = jax.tree.map(jnp.array, initial.variables)
         optimizer = paper_optimizer(config, variables.params, self.steps_per_epoch)
         # Replicated from the start: a state that moves after the first step would compile it twice.
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
@@ -92,6 +100,7 @@ class TrainingLoop:
         self.state: TrainState = jax.device_put(
             init_state(network, config, variables, optimizer), self.replicated
         )
+        self.teacher = jax.device_put(teacher, self.replicated)
         self.train_step = map_over_devices(
             make_train_step(network, config, optimizer, AXIS_NAME, self.loss),
             devices if jax.process_count() == 1 else jax.devices(),
@@ -186,7 +195,7 @@ class TrainingLoop:
                 process=jax.process_index(),
                 processes=jax.process_count(),
             )
-            self.state, info = self.train_step(self.state, batch)
+            self.state, info = self.train_step(self.state, batch, self.teacher)
             self.step_in_epoch += 1
             in_flight.append(info)
             if len(in_flight) == STEPS_IN_FLIGHT:

@@ -1,8 +1,8 @@
 """One training step, as a pure function of state and batch, mapped over devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from ocresnet.stage_cost.objective import (
     per_sample_loss,
 )
 from ocresnet.systems import resnet
+from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.distillation import distillation_loss
 
 Array = jax.Array
 
@@ -72,6 +74,14 @@ class StepInfo(NamedTuple):
     accuracy: Array
 
 
+class TrainStep(Protocol):
+    """A training step; `teacher` is the network to learn from, where there is one."""
+
+    def __call__(
+        self, state: TrainState, batch: Batch, teacher: Network | None = None
+    ) -> tuple[TrainState, StepInfo]: ...
+
+
 def training_outputs(network: ResNetConfig, config: TrainingConfig) -> int:
     """How many outputs a training step computes: all, or without stage cost only the last."""
     return network.outputs if config.stage_cost > 0 else 1
@@ -107,10 +117,12 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
     loss: PerSampleLoss | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
+) -> TrainStep:
     """The step of one device: gradient of equation (3), averaged over devices, and the update.
 
     With gamma = 0 the exits are not computed at all: the program is that of standard training.
+    A step that is given a teacher takes the loss of `distillation` for every output, towards the
+    teacher's own output for the same augmented images, in inference mode.
 
     Args:
       network: the architecture.
@@ -120,7 +132,8 @@ def make_train_step(
       loss: any per-sample loss; None means that of `config`.
 
     Returns:
-      A function (state, batch) -> (state, info), where the batch has no device axis.
+      A function (state, batch, teacher or None) -> (state, info), where the batch has no device
+      axis.
     """
     if config.stage_cost == 0:
         network = replace(network, exits="none")
@@ -130,7 +143,7 @@ def make_train_step(
         return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def loss_and_aux(
-        params: PyTree, batch_stats: PyTree, batch: Batch
+        params: PyTree, batch_stats: PyTree, batch: Batch, teacher_logits: Array | None
     ) -> tuple[Array, tuple[Array, Array, PyTree]]:
         logits, batch_stats = resnet.apply(
             network,
@@ -141,14 +154,26 @@ def make_train_step(
             execution=config.execution,
         )
         losses = output_losses(per_sample, logits, batch.labels)
+        if teacher_logits is not None:
+            divergences = distillation_loss(logits, teacher_logits, config.temperature)
+            weight = config.distillation
+            losses = (1 - weight) * losses + weight * jnp.mean(divergences, axis=-1)
         accuracies = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels, axis=-1)
         return objective(losses, config.stage_cost), (losses, accuracies, batch_stats)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepInfo]:
+    def train_step(
+        state: TrainState, batch: Batch, teacher: Network | None = None
+    ) -> tuple[TrainState, StepInfo]:
         params, batch_stats = state.variables
+        teacher_logits = None
+        if teacher is not None:
+            own_output = replace(teacher.config, exits="none")
+            teacher_logits = resnet.apply(
+                own_output, teacher.variables, batch.images, execution=config.execution
+            )[0][-1]
         (value, (losses, accuracies, batch_stats)), gradient = jax.value_and_grad(
             loss_and_aux, has_aux=True
-        )(params, batch_stats, batch)
+        )(params, batch_stats, batch, teacher_logits)
         value, losses, accuracies, gradient = mean_over_devices(
             (value, losses, accuracies, gradient)
         )
@@ -167,27 +192,31 @@ def make_train_step(
     return train_step
 
 
-def map_over_devices(
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepInfo]],
-    devices: Sequence[jax.Device],
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepInfo]]:
+def map_over_devices(train_step: TrainStep, devices: Sequence[jax.Device]) -> TrainStep:
     """Map a step made with `axis_name=AXIS_NAME` over devices.
 
     The state carries no device axis: one device and many have the same checkpoint. The buffers of
-    the state that is passed in are reused.
+    the state that is passed in are reused; those of the teacher are not.
 
     Args:
-      train_step: (state, batch) -> (state, info).
+      train_step: (state, batch, teacher or None) -> (state, info).
       devices: the devices to run on.
 
     Returns:
       The same function, for batches with a leading device axis.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         train_step,
         axis_name=AXIS_NAME,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=None,
         donate_argnums=0,
         devices=devices,
     )
+
+    def step(
+        state: TrainState, batch: Batch, teacher: Network | None = None
+    ) -> tuple[TrainState, StepInfo]:
+        return mapped(state, batch, teacher)
+
+    return step

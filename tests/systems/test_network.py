@@ -1,12 +1,14 @@
 """Saving and loading networks."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import network as networks
-from tests.conftest import SMALL, apply, random_images, random_variables
+from tests.conftest import SMALL, apply, random_images, random_network, random_variables
 
 
 def test_a_pruned_network_loads_without_the_original(tmp_path):
@@ -27,6 +29,19 @@ def test_create_depends_on_the_seed_alone():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     stem = [network.params["stem"]["convolution"]["kernel"] for network in (first, other)]
     assert np.abs(stem[0] - stem[1]).max() > 0.1
+
+
+def test_the_fingerprint_is_that_of_architecture_and_arrays(tmp_path):
+    network = random_network(SMALL["homogeneous"])
+    networks.save(network, tmp_path)
+    wanted = networks.fingerprint(network)
+    assert networks.fingerprint(networks.load(tmp_path)) == wanted
+    assert networks.fingerprint(jax.device_put(network)) == wanted
+    bias = network.params["head"]["dense"]["bias"]
+    bias[0] = np.nextafter(bias[0], np.float32(np.inf))
+    assert networks.fingerprint(network) != wanted
+    config = replace(network.config, pixel_mean=(0.1,))
+    assert networks.fingerprint(networks.load(tmp_path).replace(config=config)) != wanted
 
 
 def test_a_missing_network_is_named(tmp_path):
