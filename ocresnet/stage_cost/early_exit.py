@@ -82,7 +82,7 @@ def predict(
         raise ValueError("there are no images to classify.")
     check_batch_size(batch_size)
     resnet.check_images(network.config, images)
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     if confidence is None:
         parts = [_predict_whole(network, batch, execution) for batch in batches]
     else:
