@@ -54,9 +54,9 @@ def measure_early_exit(
     )
 
     def timed(confidence: float | None) -> tuple[Predictions, float]:
-        predict(network, data.test_images, confidence=confidence, batch_size=batch_size)
+        predict(network, data.images("test"), confidence=confidence, batch_size=batch_size)
         start = time.perf_counter()
-        result = predict(network, data.test_images, confidence=confidence, batch_size=batch_size)
+        result = predict(network, data.images("test"), confidence=confidence, batch_size=batch_size)
         return result, time.perf_counter() - start
 
     whole, whole_seconds = timed(None)
@@ -64,8 +64,8 @@ def measure_early_exit(
     return {
         "calibrated_on": part,
         "calibration": calibration,
-        "test_accuracy_whole": np.mean(whole.labels == data.test_labels),
-        "test_accuracy_early": np.mean(early.labels == data.test_labels),
+        "test_accuracy_whole": np.mean(whole.labels == data.labels("test")),
+        "test_accuracy_early": np.mean(early.labels == data.labels("test")),
         "mean_blocks": early.blocks.mean(),
         "cost": exit_costs(network.config)[early.blocks].mean(),
         "seconds_whole": whole_seconds,

@@ -47,7 +47,7 @@ def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> ne
         )
     pruned = prune(run.network, blocks)
     reports = [
-        report(network, data.test_images, data.test_labels, execution=run.training.execution)
+        report(network, data.images("test"), data.labels("test"), execution=run.training.execution)
         for network in (run.network, pruned)
     ]
     networks.save(pruned, run.workdir / PRUNED)

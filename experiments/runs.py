@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ocresnet.data.dataset import Dataset
-from ocresnet.data.sources import load_dataset
+from ocresnet.data.sources import open_dataset
+from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.systems.network import Network
 from ocresnet.training import records
@@ -38,7 +38,7 @@ class FinishedRun(NamedTuple):
     workdir: Path
     network: Network
     training: TrainingConfig
-    data: Dataset
+    data: TrainingData
 
 
 def run_of_flags() -> FinishedRun:
@@ -73,10 +73,10 @@ def load_run(
     source = run.get("dataset") if isinstance(run, dict) else None
     if not source:
         raise ValueError(f"the data of the run in {workdir} was not loaded by name: it is unknown.")
-    data = load_dataset(source, data_dir or run.get("data_dir"))
+    data = open_dataset(source, data_dir or run.get("data_dir"))
     data = data.split(training.validation, training.seed)
     if data.fingerprint != description["fingerprint"]:
         raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
     if training.stage_cost == 0:
-        network = calibrate_exits(network, data.train_images, execution=training.execution)
+        network = calibrate_exits(network, data.images("train"), execution=training.execution)
     return FinishedRun(Path(workdir), network, training, data)

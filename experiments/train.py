@@ -11,12 +11,12 @@ Presets:
 
 from experiments import command_line, flags, presets
 from experiments.display import draw_figures, print_depth_table
-from ocresnet.data.dataset import Dataset
-from ocresnet.data.sources import load_dataset
+from ocresnet.data.sources import open_dataset
+from ocresnet.data.training_data import TrainingData
 from ocresnet.training.fit import Run, fit, for_dataset
 
 
-def train(wanted: flags.RunFlags, data: Dataset) -> Run:
+def train(wanted: flags.RunFlags, data: TrainingData) -> Run:
     """Run `fit` as the flags say, print the result over depth and draw the figures."""
     run = fit(
         for_dataset(wanted.network, data),
@@ -36,7 +36,7 @@ def train(wanted: flags.RunFlags, data: Dataset) -> Run:
 def main() -> None:
     wanted = flags.run_flags()
     flags.chosen_devices()
-    data = load_dataset(wanted.dataset, flags.DATA_DIR.value, download=flags.DOWNLOAD.value)
+    data = open_dataset(wanted.dataset, flags.DATA_DIR.value, download=flags.DOWNLOAD.value)
     train(wanted, data)
 
 

@@ -8,7 +8,8 @@ from jax import lax
 
 Array = jax.Array
 
-Augmentation = Literal["none", "crop", "crop_flip"]
+Augmentation = Literal["none", "crop", "crop_flip", "resized_crop_flip"]
+"""The last is that of streamed images, made where they are decoded (see `streaming.py`)."""
 
 CROP_SHARE = 8
 """A crop moves an image by up to this part of its height: 4 pixels of 32, as in He et al. 2016."""

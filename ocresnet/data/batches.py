@@ -4,11 +4,14 @@ The training set lies on the device as it is; a batch is gathered and augmented 
 to be stored or skipped to continue a run in the middle of an epoch.
 """
 
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ocresnet.data.augmentation import Augmentation, augment
 
@@ -25,6 +28,56 @@ class Batch(NamedTuple):
 
     images: Array
     labels: Array
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What a run's training batches depend on, but for epoch and step.
+
+    Attributes:
+      seed: of order and augmentation.
+      batch_size: of the global batch.
+      devices: local devices to split this process's part over.
+      augmentation: kind of augmentation.
+      fill: value of the padding that a crop adds, for each channel.
+      process, processes: this process and how many there are.
+    """
+
+    seed: int
+    batch_size: int
+    devices: int = 1
+    augmentation: Augmentation = "none"
+    fill: tuple[float, ...] = (0.0,)
+    process: int = 0
+    processes: int = 1
+
+
+Feed = Callable[[int, int], Generator[Batch, None, None]]
+"""(epoch, first step) -> the batches of that epoch from that step on."""
+
+
+def feed_from_memory(images: np.ndarray, labels: np.ndarray, how: Batching) -> Feed:
+    """Training batches of arrays, which are put on the device once."""
+    on_device = jax.device_put(images), jax.device_put(labels)
+
+    def feed(epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        order = epoch_order(how.seed, epoch, len(labels))
+        for step in range(first_step, len(labels) // how.batch_size):
+            yield training_batch(
+                *on_device,
+                order,
+                how.seed,
+                epoch,
+                step,
+                batch_size=how.batch_size,
+                devices=how.devices,
+                augmentation=how.augmentation,
+                fill=jnp.asarray(how.fill),
+                process=how.process,
+                processes=how.processes,
+            )
+
+    return feed
 
 
 @partial(jax.jit, static_argnames="samples")

@@ -6,6 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from ocresnet.data.augmentation import Augmentation
+from ocresnet.data.batches import Batching, Feed, feed_from_memory
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -90,6 +93,19 @@ class Dataset:
     def choosing_part(self) -> str:
         """The part that choices are made on: "validation", or without one "train"; never "test"."""
         return "validation" if "validation" in self.parts else "train"
+
+    @property
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """The augmentations that training images can have."""
+        return ("none", "crop", "crop_flip")
+
+    def feed(self, how: Batching) -> Feed:
+        """Training batches, as a function of the epoch and its first step."""
+        return feed_from_memory(self.train_images, self.train_labels, how)
+
+    def samples(self, part: str) -> int:
+        """How many samples a part has."""
+        return len(self.labels(part))
 
     def images(self, part: str) -> np.ndarray:
         """The images of a part."""

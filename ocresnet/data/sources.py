@@ -6,18 +6,38 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from ocresnet.data.dataset import Dataset
+from ocresnet.data.streaming import StreamingDataset, stream
+from ocresnet.data.training_data import TrainingData
 
 TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
-NAMES = ("digits", *TFDS_NAMES)
+STREAMED = {"imagenet2012": 224}
+"""TFDS data sets too large for memory, and height and width of the images cut out of theirs."""
+
+NAMES = ("digits", *TFDS_NAMES, *STREAMED)
 
 DIGITS_TEST_SAMPLES = 360
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 """What a `.npz` file must hold."""
+
+
+def open_dataset(
+    name: str, data_dir: str | os.PathLike | None = None, *, download: bool = False
+) -> TrainingData:
+    """Load a data set by name, or open "imagenet2012", which is streamed.
+
+    ImageNet's test set has no labels, so its validation split is the test part.
+
+    Args and errors are those of `load_dataset`.
+    """
+    if name in STREAMED:
+        return _streamed(name, data_dir, download)
+    return load_dataset(name, data_dir, download=download)
 
 
 def load_dataset(
@@ -52,6 +72,8 @@ def load_dataset(
         return _npz(Path(name))
     if name in TFDS_NAMES:
         return _tfds(name, data_dir, download)
+    if name in STREAMED:
+        raise ValueError(f"{name} is too large for memory: open_dataset streams it.")
     raise ValueError(
         f"dataset is {name!r}, but must be one of {', '.join(NAMES)}, or the path of a .npz file; "
         "[:n] behind it keeps the first n training samples."
@@ -83,11 +105,12 @@ def _npz(path: Path) -> Dataset:
     return Dataset(path.stem, **arrays, source=str(path))
 
 
-def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
+def _tfds_builder(name: str, data_dir: str | os.PathLike | None, download: bool) -> Any:
+    """A TFDS builder whose data is prepared."""
     tfds = _import("tensorflow_datasets", "tensorflow-datasets", "tfds")
     if data_dir is not None and not download and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir {data_dir} is not a folder.")
-    where = "TFDS's default folder" if data_dir is None else str(data_dir)
+    where = _where(data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         prepared = builder.data_path.exists()
@@ -100,6 +123,26 @@ def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
             f"{name} is not prepared in {where} as array_record; pass --download to fetch it "
             "(needs a network), or --data_dir to say where it is."
         )
+    return builder
+
+
+def _where(data_dir: str | os.PathLike | None) -> str:
+    return "TFDS's default folder" if data_dir is None else str(data_dir)
+
+
+def _streamed(name: str, data_dir: str | os.PathLike | None, download: bool) -> StreamingDataset:
+    return stream(
+        _tfds_builder(name, data_dir, download),
+        image_size=STREAMED[name],
+        test_split="validation",
+        source=name,
+        data_dir=None if data_dir is None else str(data_dir),
+    )
+
+
+def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Dataset:
+    builder = _tfds_builder(name, data_dir, download)
+    where = _where(data_dir)
     arrays = {}
     for split in ("train", "test"):
         try:

@@ -64,7 +64,7 @@ def calibrate_exits(
 def _with_fresh_exit_statistics(config: ResNetConfig, batch_stats: PyTree) -> PyTree:
     fresh = dict(batch_stats)
     for segment in resnet.block_segments(config):
-        stats = layers.init_batch_norm(config.filters[-1])[1]
+        stats = layers.init_batch_norm(config.widths[-1])[1]
         if not segment.transition:
             stats = jax.tree.map(lambda leaf, n=segment.length: jnp.stack([leaf] * n), stats)
         fresh[segment.name] = {**batch_stats[segment.name], "exit": stats}

@@ -92,7 +92,7 @@ def _sums(
     measuring = replace(
         system,
         segments=tuple(
-            replace(segment, output=_change(segment, blocks[segment.name]))
+            replace(segment, output=_change(config, segment, blocks[segment.name]))
             if segment.name in blocks
             else segment
             for segment in system.segments
@@ -110,14 +110,16 @@ def _sums(
     return StateChanges(*jnp.moveaxis(sums, 1, 0))
 
 
-def _change(segment: Segment, block: BlockSegment) -> Output:
+def _change(config: ResNetConfig, segment: Segment, block: BlockSegment) -> Output:
     """What `StateChanges` names, of every sample, as an output of the segment: [3, batch]."""
 
     def output(
         shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
     ) -> tuple[Array, PyTree]:
         after, _ = segment.transition(shared, params, stats, x, train)
-        before = resnet.skip_connection(block, shared["projections"], x)
+        before = x
+        if block.transition:
+            before = resnet.skip_connection(config, block.stage, shared["projections"], x)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         before, after = (state.reshape(len(x), -1).astype(dtype) for state in (before, after))
         change = after - before

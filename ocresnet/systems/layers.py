@@ -58,6 +58,19 @@ def subsample(x: Array, stride: int) -> Array:
     return x if stride == 1 else x[:, ::stride, ::stride]
 
 
+def max_pool(x: Array, size: int, stride: int) -> Array:
+    """Maximum over `size` x `size` pixels (odd) around every `stride`-th row and column of `x`."""
+    border = (size // 2, size // 2)
+    return lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, size, size, 1),
+        (1, stride, stride, 1),
+        ((0, 0), border, border, (0, 0)),
+    )
+
+
 def dense(params: Params, x: Array) -> Array:
     """x @ kernel (+ bias), along the last axis of `x`."""
     y = x @ params["kernel"].astype(x.dtype)

@@ -1,8 +1,8 @@
 """Pre-activation residual networks (ResNet-v2) as controlled systems, with an exit at every depth.
 
 Notation (Puettschneider et al. 2025, equations 1 and 2; architecture: He et al. 2016b)
-    V     stem: 3x3 convolution, batch norm, ReLU
-    F_k   residual branch of block k: (batch norm, ReLU, 3x3 convolution) twice
+    V     stem: convolution, batch norm, ReLU (and for ImageNet a maximum over 3x3 pixels)
+    F_k   residual branch of block k: (batch norm, ReLU, convolution) two or three times
     S_k   skip connection of block k: the identity, or where a stage begins a 1x1 convolution
     H     output block: batch norm, ReLU, mean over pixels, dense layer
     E_k   exit head of block k
@@ -12,10 +12,18 @@ Notation (Puettschneider et al. 2025, equations 1 and 2; architecture: He et al.
     yhat_k = E_k(x_k) = H(S_{N-1}( ... S_k(x_k) ... ))        k = 0 ... N-1
     yhat = H(x_N)
 
+S_k is linear: unlike in He et al. 2016b, where a projection reads the normalised and rectified
+state, it reads the state itself, without which an exit could not apply those that are still to come
+(equation 2). The stem keeps its batch norm and ReLU, as they do before their first block; that
+block begins with a batch norm all the same, as every other.
+
 Stages after the first halve the resolution. A network whose last stages have no blocks is the
-SubResNet of Definition 1: its head keeps the skip projections of those stages.
+SubResNet of Definition 1: its head keeps the skip projections of those stages. Where the block that
+opens a stage was pruned away, its bare skip x -> S_k(x) stays; an exit before it would be the same
+as the one after it, so it has none.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +34,12 @@ import numpy as np
 
 from ocresnet.systems import layers
 from ocresnet.systems.layers import Array, AxisName, Params
+from ocresnet.systems.residual_branch import (
+    Norm,
+    branch_convolutions,
+    init_residual_branch,
+    residual_branch,
+)
 from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.systems.system import (
     Output,
@@ -37,9 +51,6 @@ from ocresnet.systems.system import (
     rollout,
 )
 
-Norm = Callable[[PyTree, PyTree, Array, bool], tuple[Array, PyTree]]
-"""(params, batch_stats, x, train) -> (normalised x, new batch_stats)."""
-
 Head = Callable[[PyTree, PyTree, Array, bool], tuple[Array, PyTree]]
 """(params, batch_stats, x, train) -> (logits, new batch_stats)."""
 
@@ -48,12 +59,16 @@ MOMENTUM = 0.9
 
 
 class BlockSegment(NamedTuple):
-    """Where a segment of blocks lies: in `stage`; the one that opens the stage is a transition."""
+    """Where a segment of blocks lies: in `stage`; the one that opens the stage is a transition.
+
+    `bare_stages` are the stages whose bare skips come directly before it.
+    """
 
     name: str
     stage: int
     transition: bool
     length: int
+    bare_stages: tuple[int, ...] = ()
 
     @property
     def input_stage(self) -> int:
@@ -63,14 +78,23 @@ class BlockSegment(NamedTuple):
 
 def block_segments(config: ResNetConfig) -> list[BlockSegment]:
     """The segments of residual blocks, in order: `transition_<s>` opens stage s, `stage_<s>` is its
-    run of homogeneous blocks."""
-    segments = []
+    run of homogeneous blocks. Bare skips are no blocks: the segment after them names them."""
+    segments: list[BlockSegment] = []
+    bare: tuple[int, ...] = ()
+
+    def add(name: str, stage: int, transition: bool, length: int) -> None:
+        nonlocal bare
+        segments.append(BlockSegment(f"{name}_{stage}", stage, transition, length, bare))
+        bare = ()
+
     for stage, count in enumerate(config.blocks):
-        if stage > 0 and count > 0:
-            segments.append(BlockSegment(f"transition_{stage}", stage, True, 1))
+        if stage in config.bare_stages:
+            bare += (stage,)
+        elif stage > config.stem_stage and count > 0:
+            add("transition", stage, True, 1)
             count -= 1
         if count > 0:
-            segments.append(BlockSegment(f"stage_{stage}", stage, False, count))
+            add("stage", stage, False, count)
     return segments
 
 
@@ -92,25 +116,38 @@ def resnet_system(
     Returns:
       A system whose inputs are images, whose initial state are normalised images and whose final
       state are the logits yhat; its outputs are the logits of the exits, yhat_0 ... yhat_{N-1}.
+      Bare skips are segments `skip_<s>` without output and arrays of their own.
     """
     norm: Norm = partial(layers.batch_norm, momentum=momentum, axis_name=axis_name)
 
     def stem(
         shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
     ) -> tuple[Array, PyTree]:
-        x = layers.convolution(params["convolution"], x, config.stem_stride)
+        imagenet = config.stem == "imagenet"
+        x = layers.convolution(params["convolution"], x, 2 if imagenet else config.stem_stride)
         x, norm_stats = norm(params["norm"], stats["norm"], x, train)
-        return jax.nn.relu(x), {"norm": norm_stats}
+        x = jax.nn.relu(x)
+        return layers.max_pool(x, size=3, stride=2) if imagenet else x, {"norm": norm_stats}
+
+    def bare_skip(stage: int) -> Transition:
+        def transition(
+            shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
+        ) -> tuple[Array, PyTree]:
+            return skip_connection(config, stage, shared["projections"], x), {}
+
+        return transition
 
     def block(segment: BlockSegment) -> Transition:
-        stride = 2 if segment.transition else 1
+        convolutions = branch_convolutions(config, segment.stage, segment.transition)
 
         def transition(
             shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
         ) -> tuple[Array, PyTree]:
-            skip = skip_connection(segment, shared["projections"], x)
-            branch, branch_stats = _residual_branch(
-                params["residual"], stats["residual"], x, stride, train, norm
+            skip = x
+            if segment.transition:
+                skip = skip_connection(config, segment.stage, shared["projections"], x)
+            branch, branch_stats = residual_branch(
+                convolutions, params["residual"], stats["residual"], x, train, norm
             )
             return skip + branch, {"residual": branch_stats}
 
@@ -118,13 +155,14 @@ def resnet_system(
 
     def read_out(stage: int) -> Head:
         """H(S(...S(x))) for a state with the shape of `stage`."""
-        pending = [projection_name(later) for later in range(stage + 1, len(config.filters))]
+        pending = range(stage + 1, len(config.filters))
+        stride = math.prod(config.stride(later) for later in pending)
 
         def head(parts: PyTree, stats: PyTree, x: Array, train: bool) -> tuple[Array, PyTree]:
             # 1x1 convolutions act on each pixel alone, so all their strides can be taken first.
-            x = layers.subsample(x, 2 ** len(pending))
-            for name in pending:
-                x = layers.dense(parts["projections"][name], x)
+            x = layers.subsample(x, stride)
+            for later in pending:
+                x = layers.dense(parts["projections"][projection_name(later)], x)
             x, norm_stats = norm(parts["norm"], stats, x, train)
             features = jnp.mean(jax.nn.relu(x), axis=(1, 2))
             return layers.dense(parts["dense"], features), norm_stats
@@ -153,6 +191,7 @@ def resnet_system(
 
     segments = [Segment("stem", stem)]
     for segment in block_segments(config):
+        segments += [Segment(f"skip_{stage}", bare_skip(stage)) for stage in segment.bare_stages]
         output = exit_output(segment.input_stage) if config.exits != "none" else None
         length = None if segment.transition else segment.length
         segments.append(Segment(segment.name, block(segment), output, length))
@@ -168,24 +207,24 @@ def init(config: ResNetConfig, key: Array) -> Variables:
     """Draw the parameters (He-normal kernels) and fresh batch statistics, all float32.
 
     `params` has the entries stem, one a segment of blocks (`residual` and, with separate heads,
-    `exit`), `projections` (one a later stage, [in, out]) and `head`; `batch_stats` has stem, one a
-    segment of blocks, and output_block. Arrays of a `stage_<s>` have its blocks as leading axis.
+    `exit`), `projections` (one a stage that opens with one, [in, out]) and `head`; `batch_stats`
+    has stem, one a segment of blocks, and output_block. Arrays of a `stage_<s>` have its blocks as
+    leading axis.
     """
     keys = _key_stream(key)
     stem_norm, stem_stats = layers.init_batch_norm(config.filters[0])
-    stem = layers.init_convolution(next(keys), 3, config.image_shape[2], config.filters[0])
-    last = config.filters[-1]
+    size = 7 if config.stem == "imagenet" else 3
+    stem = layers.init_convolution(next(keys), size, config.image_shape[2], config.filters[0])
+    last = config.widths[-1]
     params: Params = {"stem": {"convolution": stem, "norm": stem_norm}}
     batch_stats: Params = {"stem": {"norm": stem_stats}}
 
     for segment in block_segments(config):
-        channels = config.filters[segment.input_stage], config.filters[segment.stage]
 
-        def init_block(
-            key: Array, segment: BlockSegment = segment, channels: tuple[int, int] = channels
-        ) -> tuple[Params, Params]:
+        def init_block(key: Array, segment: BlockSegment = segment) -> tuple[Params, Params]:
             residual_key, exit_key = jax.random.split(key)
-            residual, residual_stats = _init_residual_branch(residual_key, *channels)
+            convolutions = branch_convolutions(config, segment.stage, segment.transition)
+            residual, residual_stats = init_residual_branch(convolutions, residual_key)
             block, stats = {"residual": residual}, {"residual": residual_stats}
             if config.exits != "none":
                 stats["exit"] = layers.init_batch_norm(last)[1]
@@ -199,7 +238,7 @@ def init(config: ResNetConfig, key: Array) -> Variables:
         else:
             params[segment.name], batch_stats[segment.name] = init_block(next(keys))
 
-    head = _init_head(config, next(keys), 0)
+    head = _init_head(config, next(keys), config.stem_stage)
     params["projections"] = head.pop("projections")
     params["head"] = head
     batch_stats["output_block"] = {"norm": layers.init_batch_norm(last)[1]}
@@ -258,11 +297,10 @@ def apply(
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), result.batch_stats
 
 
-def skip_connection(segment: BlockSegment, projections: PyTree, x: Array) -> Array:
-    """S_k(x_k) of the blocks of a segment; `projections` are those of the network's parameters."""
-    if not segment.transition:
-        return x
-    return layers.dense(projections[projection_name(segment.stage)], layers.subsample(x, 2))
+def skip_connection(config: ResNetConfig, stage: int, projections: PyTree, x: Array) -> Array:
+    """S_k(x_k) of a block, or a bare skip, that opens `stage`."""
+    x = layers.subsample(x, config.stride(stage))
+    return layers.dense(projections[projection_name(stage)], x)
 
 
 def check_images(config: ResNetConfig, images: Array | np.ndarray) -> None:
@@ -293,40 +331,16 @@ def _own_head(shared: PyTree) -> PyTree:
     return {"projections": shared["projections"], **shared["head"]}
 
 
-def _residual_branch(
-    params: PyTree, stats: PyTree, x: Array, stride: int, train: bool, norm: Norm
-) -> tuple[Array, PyTree]:
-    """F_k: (batch norm, ReLU, 3x3 convolution) twice; the first convolution takes the stride."""
-    x, stats_1 = norm(params["norm_1"], stats["norm_1"], x, train)
-    x = layers.convolution(params["convolution_1"], jax.nn.relu(x), stride)
-    x, stats_2 = norm(params["norm_2"], stats["norm_2"], x, train)
-    x = layers.convolution(params["convolution_2"], jax.nn.relu(x))
-    return x, {"norm_1": stats_1, "norm_2": stats_2}
-
-
-def _init_residual_branch(key: Array, channels_in: int, channels: int) -> tuple[Params, Params]:
-    key_1, key_2 = jax.random.split(key)
-    norm_1, stats_1 = layers.init_batch_norm(channels_in)
-    norm_2, stats_2 = layers.init_batch_norm(channels)
-    params = {
-        "norm_1": norm_1,
-        "convolution_1": layers.init_convolution(key_1, 3, channels_in, channels),
-        "norm_2": norm_2,
-        "convolution_2": layers.init_convolution(key_2, 3, channels, channels),
-    }
-    return params, {"norm_1": stats_1, "norm_2": stats_2}
-
-
 def _init_head(config: ResNetConfig, key: Array, stage: int) -> Params:
     """Projections of the stages after `stage`, batch norm and dense layer."""
     keys = _key_stream(key)
-    widths = config.filters
+    widths = config.widths
     return {
         "dense": layers.init_dense(next(keys), widths[-1], config.classes),
         "norm": layers.init_batch_norm(widths[-1])[0],
         "projections": {
             projection_name(later): layers.init_projection(
-                next(keys), widths[later - 1], widths[later]
+                next(keys), config.input_width(later), widths[later]
             )
             for later in range(stage + 1, len(widths))
         },

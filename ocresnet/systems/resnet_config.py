@@ -4,14 +4,32 @@ Both are frozen records that refuse impossible values when they are made.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from ocresnet.systems.system import Remat
 
 Exits = Literal["none", "shared", "separate"]
+Block = Literal["basic", "bottleneck"]
+Stem = Literal["convolution", "imagenet"]
 Precision = Literal["float32", "bfloat16", "float64"]
+
+
+EXPANSION = 4
+"""Channels of a bottleneck's state for each of its filters."""
+
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Residual blocks in each stage of the networks that He et al. 2016 name by their layers."""
+
+BOTTLENECK_LAYERS = 50
+"""From this many layers on they are built from bottlenecks."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +37,22 @@ class ResNetConfig:
     """The architecture of a residual network.
 
     Attributes:
-      blocks: residual blocks in each stage; the last stages may have none (Definition 1).
-      filters: channels of each stage.
+      blocks: residual blocks in each stage. The last stages may have none (Definition 1), and so
+        may those in `bare_stages`, and the first stage where it opens with no projection.
+      filters: channels of each stage; with bottlenecks the states have four times as many.
       classes: logits.
       image_shape: (height, width, channels) of an input image.
       exits: "none"; "shared": exits read through the backbone's own projections and output block;
         "separate": every exit has projections, norm and dense layer of its own. In both, every
         exit has its own batch statistics.
-      stem_stride: stride of the stem's convolution.
+      block: "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3 and 1x1. With bottlenecks the
+        first stage opens with a projection too, from the stem's filters[0] channels.
+      stem: "convolution": 3x3 with `stem_stride`; "imagenet": 7x7 with stride 2, then the maximum
+        over 3x3 pixels with stride 2. Both have batch norm and ReLU after the convolution.
+      stem_stride: stride of the stem's 3x3 convolution.
+      bare_stages: stages that open with their skip connection S_k alone, before their `blocks`: the
+        residual branch of the block that opened them was removed, which by Lemma 1 is the same as
+        setting it to zero.
       pixel_mean, pixel_deviation: what each channel of an input is normalised with, first of all.
 
     Raises:
@@ -38,12 +64,22 @@ class ResNetConfig:
     classes: int = 10
     image_shape: tuple[int, int, int] = (32, 32, 3)
     exits: Exits = "shared"
+    block: Block = "basic"
+    stem: Stem = "convolution"
     stem_stride: int = 1
+    bare_stages: tuple[int, ...] = ()
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_deviation: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "filters", "image_shape", "pixel_mean", "pixel_deviation"):
+        for name in (
+            "blocks",
+            "filters",
+            "image_shape",
+            "bare_stages",
+            "pixel_mean",
+            "pixel_deviation",
+        ):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, smallest in (
             ("blocks", 0),
@@ -63,15 +99,24 @@ class ResNetConfig:
                 f"blocks {self.blocks} and filters {self.filters} must name the same number of "
                 "stages, at least one."
             )
-        if any(later > 0 and earlier == 0 for earlier, later in pairwise(self.blocks)):
-            raise ValueError(f"blocks {self.blocks}: only the last stages can be without blocks.")
+        for name, allowed in (
+            ("exits", get_args(Exits)),
+            ("block", get_args(Block)),
+            ("stem", get_args(Stem)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}."
+                )
+        self._check_stages()
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
             )
-        if self.exits not in get_args(Exits):
+        if self.stem == "imagenet" and self.stem_stride != 1:
             raise ValueError(
-                f"exits is {self.exits!r}, but must be one of {', '.join(get_args(Exits))}."
+                f"stem_stride is {self.stem_stride}, but only the stem of one 3x3 convolution has "
+                "it: leave it at 1 with the imagenet stem."
             )
         for name in ("pixel_mean", "pixel_deviation"):
             if len(getattr(self, name)) not in (1, self.image_shape[2]):
@@ -81,6 +126,22 @@ class ResNetConfig:
                 )
         if not all(0 < deviation < math.inf for deviation in self.pixel_deviation):
             raise ValueError(f"pixel_deviation {self.pixel_deviation} must be positive.")
+
+    def _check_stages(self) -> None:
+        """Refuse a stage that would neither begin with a block nor with a bare skip."""
+        allowed = range(self.stem_stage + 1, self.state_stage + 1)
+        listed = list(self.bare_stages)
+        if listed != sorted(set(listed)) or not set(listed) <= set(allowed):
+            raise ValueError(
+                f"bare_stages is {self.bare_stages}, but must name stages of {list(allowed)} in "
+                "order: those that open with a projection, up to the last one with blocks."
+            )
+        for stage in allowed:
+            if self.blocks[stage] == 0 and stage not in self.bare_stages:
+                raise ValueError(
+                    f"blocks {self.blocks}: only the last stages can be without blocks, and stages "
+                    f"in bare_stages, which is {self.bare_stages}."
+                )
 
     @property
     def depth(self) -> int:
@@ -95,7 +156,34 @@ class ResNetConfig:
     @property
     def state_stage(self) -> int:
         """The stage of the last state x_N; stages after it exist in the heads alone."""
-        return max((stage for stage, count in enumerate(self.blocks) if count), default=0)
+        return self._last_stage(self.blocks)
+
+    @property
+    def stem_stage(self) -> int:
+        """The stage of the first state x_0; every stage after it opens with a projection.
+
+        It is the first one, 0; with bottlenecks, whose first stage opens with a projection too, it
+        is -1.
+        """
+        return 0 if self.block == "basic" else -1
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the states in each stage."""
+        expansion = 1 if self.block == "basic" else EXPANSION
+        return tuple(expansion * filters for filters in self.filters)
+
+    def input_width(self, stage: int) -> int:
+        """Channels of the states that enter the transition, or bare skip, that opens `stage`."""
+        return self.filters[0] if stage == 0 else self.widths[stage - 1]
+
+    def stride(self, stage: int) -> int:
+        """Stride of the transition, or bare skip, that opens `stage`."""
+        return 1 if stage == 0 else 2
+
+    def _last_stage(self, blocks: Sequence[int]) -> int:
+        with_blocks = (stage for stage, count in enumerate(blocks) if count)
+        return max(with_blocks, default=self.stem_stage)
 
     @classmethod
     def homogeneous(cls, blocks: int = 54, filters: int = 64, **fields: Any) -> "ResNetConfig":
@@ -114,6 +202,29 @@ class ResNetConfig:
             )
         return cls(blocks=(blocks // len(filters),) * len(filters), filters=filters, **fields)
 
+    @classmethod
+    def imagenet(cls, depth: int = 50, **fields: Any) -> "ResNetConfig":
+        """The ResNet of `depth` layers for ImageNet (He et al. 2016), pre-activated.
+
+        18 and 34 layers are basic blocks, 50, 101 and 152 bottlenecks; 224x224 images, 1000
+        classes.
+
+        Raises:
+          ValueError: for another depth.
+        """
+        if depth not in IMAGENET_BLOCKS:
+            known = ", ".join(map(str, IMAGENET_BLOCKS))
+            raise ValueError(f"depth is {depth}, but must be one of {known}.")
+        named: dict[str, Any] = {
+            "blocks": IMAGENET_BLOCKS[depth],
+            "filters": (64, 128, 256, 512),
+            "classes": 1000,
+            "image_shape": (224, 224, 3),
+            "block": "bottleneck" if depth >= BOTTLENECK_LAYERS else "basic",
+            "stem": "imagenet",
+        }
+        return cls(**(named | fields))
+
     def subresnet(self, blocks: int) -> "ResNetConfig":
         """The SubResNet of the first `blocks` blocks (Definition 1).
 
@@ -129,7 +240,10 @@ class ResNetConfig:
         for count in self.blocks:
             kept.append(min(count, left))
             left -= kept[-1]
-        return replace(self, blocks=tuple(kept))
+        # The head keeps the projections of the stages after the last block, bare or not.
+        last = self._last_stage(kept)
+        bare = tuple(stage for stage in self.bare_stages if stage <= last)
+        return replace(self, blocks=tuple(kept), bare_stages=bare)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ocresnet.data.dataset import Dataset
+from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
@@ -46,7 +46,7 @@ class Run(NamedTuple):
 def fit(
     network: ResNetConfig,
     config: TrainingConfig,
-    data: Dataset,
+    data: TrainingData,
     *,
     workdir: str | os.PathLike | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -139,7 +139,7 @@ def fit(
         return Run(trained, loop.metrics, {}, interrupted)
 
     if training_outputs(network, config) == 1:
-        trained = calibrate_exits(trained, data.train_images, execution=config.execution)
+        trained = calibrate_exits(trained, data.images("train"), execution=config.execution)
     trajectories = loop.evaluate(trained, data.parts)
     if folder is not None and jax.process_index() == 0:
         norms = parameter_norms(network, trained.params)
@@ -148,7 +148,7 @@ def fit(
     return Run(trained, loop.metrics, trajectories, interrupted)
 
 
-def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
+def for_dataset(network: ResNetConfig, data: TrainingData) -> ResNetConfig:
     """The architecture with image shape, classes and pixel statistics of a data set."""
     mean, deviation = data.pixel_statistics
     return replace(
@@ -163,13 +163,13 @@ def for_dataset(network: ResNetConfig, data: Dataset) -> ResNetConfig:
 def run_config(
     network: ResNetConfig,
     config: TrainingConfig,
-    data: Dataset,
+    data: TrainingData,
     loss: PerSampleLoss | None = None,
     initial: Network | None = None,
     teacher: Network | None = None,
 ) -> dict[str, Any]:
     """What determines a run's numbers, as JSON values."""
-    samples = {part: len(data.labels(part)) for part in data.parts}
+    samples = {part: data.samples(part) for part in data.parts}
     described: dict[str, Any] = {
         "network": asdict(network),
         "training": asdict(config),
@@ -184,7 +184,7 @@ def run_config(
     return described
 
 
-def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices: int) -> None:
+def _check(network: ResNetConfig, config: TrainingConfig, data: TrainingData, devices: int) -> None:
     """Refuse what cannot work before anything is compiled."""
     if network.image_shape != data.image_shape:
         raise ValueError(
@@ -210,10 +210,15 @@ def _check(network: ResNetConfig, config: TrainingConfig, data: Dataset, devices
         raise ValueError(
             f"batch_size {config.batch_size} is not divisible over {total_devices} devices."
         )
-    if config.batch_size > len(data.train_labels):
+    if config.batch_size > data.samples("train"):
         raise ValueError(
             f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
-            f"which has {len(data.train_labels)} samples."
+            f"which has {data.samples('train')} samples."
+        )
+    if config.augmentation not in data.augmentations:
+        raise ValueError(
+            f"augmentation is {config.augmentation!r}, but {data.name} can have "
+            f"{', '.join(data.augmentations)}."
         )
 
 

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ocresnet.data.batches import epoch_order, training_batch
-from ocresnet.data.dataset import Dataset
+from ocresnet.data.batches import Batching, Feed
+from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.objective import PerSampleLoss
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms, trajectory
 from ocresnet.systems import resnet
@@ -58,7 +59,7 @@ class TrainingLoop:
         self,
         network: ResNetConfig,
         config: TrainingConfig,
-        data: Dataset,
+        data: TrainingData,
         loss: PerSampleLoss,
         devices: list[jax.Device],
         *,
@@ -84,7 +85,7 @@ class TrainingLoop:
         """
         self.network, self.config, self.data = network, config, data
         self.devices, self.folder = devices, folder
-        self.steps_per_epoch = len(data.train_labels) // config.batch_size
+        self.steps_per_epoch = data.samples("train") // config.batch_size
         self.loss, self.description = loss, description
         self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
 
@@ -141,11 +142,20 @@ class TrainingLoop:
         """Run the epochs that are left; True if a signal stopped it."""
         if self.epoch or self.step_in_epoch:
             bar.note(f"continuing after epoch {self.epoch}, step {self.step_in_epoch} of the next")
-        images = jax.device_put(self.data.train_images)
-        labels = jax.device_put(self.data.train_labels)
+        feed = self.data.feed(
+            Batching(
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+                devices=len(self.devices),
+                augmentation=self.config.augmentation,
+                fill=self.network.pixel_mean,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+            )
+        )
         while self.epoch < self.config.epochs:
             start, first_step = time.perf_counter(), self.step_in_epoch
-            self._train_epoch(images, labels, stop, bar)
+            self._train_epoch(feed, stop, bar)
             if self.step_in_epoch < self.steps_per_epoch:
                 self._save(score=None)
                 bar.note(f"stopped by a signal in epoch {self.epoch + 1}; the run can be continued")
@@ -160,12 +170,7 @@ class TrainingLoop:
                 return True
         return False
 
-    def _train_epoch(
-        self, images: jax.Array, labels: jax.Array, stop: StopRequests, bar: TrainingProgress
-    ) -> None:
-        config = self.config
-        order = epoch_order(config.seed, self.epoch, len(labels))
-        fill = jnp.asarray(self.network.pixel_mean)
+    def _train_epoch(self, feed: Feed, stop: StopRequests, bar: TrainingProgress) -> None:
         in_flight: deque[StepInfo] = deque()
 
         def look_at_oldest() -> None:
@@ -180,26 +185,13 @@ class TrainingLoop:
         # Several processes stop together, after the epoch: one that stopped alone would leave the
         # others waiting for its part of the gradient.
         alone = jax.process_count() == 1
-        while self.step_in_epoch < self.steps_per_epoch and not (alone and stop.requested):
-            batch = training_batch(
-                images,
-                labels,
-                order,
-                config.seed,
-                self.epoch,
-                self.step_in_epoch,
-                batch_size=config.batch_size,
-                devices=len(self.devices),
-                augmentation=config.augmentation,
-                fill=fill,
-                process=jax.process_index(),
-                processes=jax.process_count(),
-            )
-            self.state, info = self.train_step(self.state, batch, self.teacher)
-            self.step_in_epoch += 1
-            in_flight.append(info)
-            if len(in_flight) == STEPS_IN_FLIGHT:
-                look_at_oldest()
+        with closing(feed(self.epoch, self.step_in_epoch)) as batches:
+            while self.step_in_epoch < self.steps_per_epoch and not (alone and stop.requested):
+                self.state, info = self.train_step(self.state, next(batches), self.teacher)
+                self.step_in_epoch += 1
+                in_flight.append(info)
+                if len(in_flight) == STEPS_IN_FLIGHT:
+                    look_at_oldest()
         while in_flight:
             look_at_oldest()
         if not bool(_all_finite(self.state)):

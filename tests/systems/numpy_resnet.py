@@ -25,21 +25,30 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def project(kernel, x):
-    """A 1x1 convolution of stride 2."""
-    return convolve(x, kernel[None, None], 2)
+def maximum(x):
+    """Over 3x3 pixels, with stride 2."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    return windows[:, ::2, ::2].max((-1, -2))
+
+
+def project(kernel, x, stage):
+    """The 1x1 convolution that opens a stage."""
+    return convolve(x, kernel[None, None], 1 if stage == 0 else 2)
 
 
 def branch(params, stats, x, stride, train):
-    x = relu(batch_norm(params["norm_1"], stats["norm_1"], x, train))
-    x = convolve(x, params["convolution_1"]["kernel"], stride)
-    x = relu(batch_norm(params["norm_2"], stats["norm_2"], x, train))
-    return convolve(x, params["convolution_2"]["kernel"])
+    for number in range(1, len(stats) + 1):
+        kernel = params[f"convolution_{number}"]["kernel"]
+        x = relu(batch_norm(params[f"norm_{number}"], stats[f"norm_{number}"], x, train))
+        x = convolve(x, kernel, stride if len(kernel) == 3 else 1)
+        stride = 1 if len(kernel) == 3 else stride
+    return x
 
 
 def head(params, projections, stats, x, stage, stages, train):
     for later in range(stage + 1, stages):
-        x = project(projections[f"stage_{later}"]["kernel"], x)
+        x = project(projections[f"stage_{later}"]["kernel"], x, later)
     x = relu(batch_norm(params["norm"], stats, x, train))
     return x.mean((1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"]
 
@@ -50,45 +59,52 @@ def entry(tree, position):
     return tree[position]
 
 
-def blocks_in_order(config, params, stats):
-    """(params, stats, stage of the state before, stage of the block) of every block."""
-    for stage, count in enumerate(config.blocks):
-        for index in range(count):
-            if stage > 0 and index == 0:
-                name = f"transition_{stage}"
-                yield params[name], stats[name], stage - 1, stage
-                continue
-            name, position = f"stage_{stage}", index - (stage > 0)
-            yield entry(params[name], position), entry(stats[name], position), stage, stage
+def stem(config, params, stats, images, train):
+    x = (images - np.array(config.pixel_mean)) / np.array(config.pixel_deviation)
+    imagenet = config.stem == "imagenet"
+    x = convolve(x, params["convolution"]["kernel"], 2 if imagenet else config.stem_stride)
+    x = relu(batch_norm(params["norm"], stats["norm"], x, train))
+    return maximum(x) if imagenet else x
 
 
 def forward(config, params, stats, images, train):
     """All outputs of equations (1) and (2): [outputs, batch, classes]."""
     stages = len(config.filters)
-    x = (images - np.array(config.pixel_mean)) / np.array(config.pixel_deviation)
-    x = convolve(x, params["stem"]["convolution"]["kernel"], config.stem_stride)
-    x = relu(batch_norm(params["stem"]["norm"], stats["stem"]["norm"], x, train))
-    outputs, stage = [], 0
-    for block, block_stats, before, stage in blocks_in_order(config, params, stats):
+    x = stem(config, params["stem"], stats["stem"], images, train)
+    outputs, state_stage = [], -1 if "stage_0" in params["projections"] else 0
+
+    def block(own, own_stats, x, opens):
+        stage = state_stage
         if config.exits == "shared":
-            own, projections = params["head"], params["projections"]
+            parts, projections = params["head"], params["projections"]
         elif config.exits == "separate":
-            own, projections = block["exit"], block["exit"]["projections"]
+            parts, projections = own["exit"], own["exit"]["projections"]
         if config.exits != "none":
-            outputs.append(head(own, projections, block_stats["exit"], x, before, stages, train))
-        residual = branch(
-            block["residual"], block_stats["residual"], x, 1 if before == stage else 2, train
-        )
-        skip = x
-        if before != stage:
-            skip = project(params["projections"][f"stage_{stage}"]["kernel"], x)
-        x = skip + residual
+            outputs.append(head(parts, projections, own_stats["exit"], x, stage, stages, train))
+        stride = 2 if opens and stage >= 0 else 1
+        residual = branch(own["residual"], own_stats["residual"], x, stride, train)
+        if opens:
+            x = project(params["projections"][f"stage_{stage + 1}"]["kernel"], x, stage + 1)
+        return x + residual
+
+    for stage, count in enumerate(config.blocks):
+        if stage in config.bare_stages:
+            x = project(params["projections"][f"stage_{stage}"]["kernel"], x, stage)
+            state_stage = stage
+        if count and state_stage < stage:
+            name = f"transition_{stage}"
+            x, state_stage = block(params[name], stats[name], x, opens=True), stage
+            count -= 1
+        name = f"stage_{stage}"
+        for position in range(count):
+            own, own_stats = entry(params[name], position), entry(stats[name], position)
+            x = block(own, own_stats, x, opens=False)
     last = head(
         params["head"],
         params["projections"],
         stats["output_block"]["norm"],
         x,
-        stage,
+        state_stage,
         stages,
         train,
     )

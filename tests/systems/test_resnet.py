@@ -44,13 +44,20 @@ def test_parameter_counts_of_table_1(config, table, decimals):
     assert round(millions(config), decimals) == table
 
 
+BOTTLENECK = ResNetConfig(
+    (2, 1, 2), (2, 3, 2), classes=3, image_shape=(17, 14, 2), block="bottleneck", stem="imagenet"
+)
+
 CASES = [
     (SMALL["homogeneous"], "shared"),
     (SMALL["homogeneous"], "none"),
     (SMALL["standard"], "shared"),
     (SMALL["standard"], "separate"),
     (replace(SMALL["standard"], blocks=(3, 0, 0), stem_stride=2), "separate"),
+    (BOTTLENECK, "separate"),
     (replace(SMALL["standard"], blocks=(2, 1, 0)), "shared"),
+    (replace(BOTTLENECK, blocks=(1, 0, 2), bare_stages=(0, 1)), "shared"),
+    (replace(BOTTLENECK, blocks=(0, 0, 0), stem="convolution", stem_stride=2), "shared"),
 ]
 
 
@@ -70,7 +77,7 @@ def test_forward_pass_is_that_of_the_independent_implementation(config, exits, t
         np.testing.assert_allclose(logits, oracle, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("config", "exits"), CASES[2:5])
+@pytest.mark.parametrize(("config", "exits"), CASES[2:6])
 def test_gradients_are_finite_differences_of_the_independent_implementation(config, exits):
     config = replace(config, exits=exits)
     images = random_images(config).astype(np.float64)
@@ -286,6 +293,10 @@ def test_subresnet_keeps_the_later_projections_in_its_head():
         ({"blocks": (1,), "filters": (0,)}, "filters is"),
         ({"blocks": (1,), "filters": (4,), "classes": 1}, "classes is 1"),
         ({"blocks": (1,), "filters": (4,), "exits": "all"}, "none, shared, separate"),
+        ({"blocks": (1,), "filters": (4,), "block": "wide"}, "basic, bottleneck"),
+        ({"blocks": (1,), "filters": (4,), "stem": "patches"}, "convolution, imagenet"),
+        ({"blocks": (1,), "filters": (4,), "stem": "imagenet", "stem_stride": 2}, "leave it at 1"),
+        ({"blocks": (0, 1), "filters": (4, 4), "block": "bottleneck"}, "only the last stages"),
         ({"blocks": (1,), "filters": (4,), "stem_stride": 0}, "stem_stride is 0"),
         ({"blocks": (1,), "filters": (4,), "image_shape": (8, 8)}, "height, width, channels"),
         ({"blocks": (1,), "filters": (4,), "pixel_mean": (0.0, 0.0)}, "each of the 3 channels"),

@@ -1,0 +1,83 @@
+"""Residual branches F_k: basic and bottleneck (He et al. 2016b, pre-activation).
+
+    basic        (batch norm, ReLU, 3x3 convolution) twice, from the state's width to the stage's
+    bottleneck   (batch norm, ReLU, convolution) with kernels of 1x1, 3x3 and 1x1 pixels: down to
+                 the stage's filters, there, and up to four times as many
+
+Where a branch opens a stage, its first 3x3 convolution takes the stride.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax
+
+from ocresnet.systems import layers
+from ocresnet.systems.layers import Array, Params
+from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.system import PyTree
+
+Norm = Callable[[PyTree, PyTree, Array, bool], tuple[Array, PyTree]]
+"""(params, batch_stats, x, train) -> (normalised x, new batch_stats)."""
+
+
+class BranchConvolution(NamedTuple):
+    """One convolution of a branch; its batch norm and ReLU come before it."""
+
+    size: int
+    stride: int
+    channels_in: int
+    channels_out: int
+
+
+def branch_convolutions(
+    config: ResNetConfig, stage: int, transition: bool
+) -> list[BranchConvolution]:
+    """The convolutions of a block of `stage`, in order; `transition`: of the one that opens it."""
+    filters, width = config.filters[stage], config.widths[stage]
+    sizes = (3, 3) if config.block == "basic" else (1, 3, 1)
+    strided = sizes.index(3)
+    channels = [config.input_width(stage) if transition else width, *[filters] * len(sizes)]
+    channels[-1] = width
+    return [
+        BranchConvolution(
+            size, config.stride(stage) if transition and index == strided else 1, before, after
+        )
+        for index, (size, (before, after)) in enumerate(zip(sizes, pairwise(channels), strict=True))
+    ]
+
+
+def residual_branch(
+    convolutions: list[BranchConvolution],
+    params: PyTree,
+    stats: PyTree,
+    x: Array,
+    train: bool,
+    norm: Norm,
+) -> tuple[Array, PyTree]:
+    """F_k(x) and the new batch statistics."""
+    new_stats = {}
+    for number, convolution in enumerate(convolutions, start=1):
+        name = f"norm_{number}"
+        x, new_stats[name] = norm(params[name], stats[name], x, train)
+        kernel = params[f"convolution_{number}"]
+        x = layers.convolution(kernel, jax.nn.relu(x), convolution.stride)
+    return x, new_stats
+
+
+def init_residual_branch(
+    convolutions: list[BranchConvolution], key: Array
+) -> tuple[Params, Params]:
+    """Parameters (He-normal kernels) and batch statistics of a branch."""
+    params: Params = {}
+    stats: Params = {}
+    keys = jax.random.split(key, len(convolutions))
+    for number, (convolution, key) in enumerate(zip(convolutions, keys, strict=True), start=1):
+        size, _, channels_in, channels_out = convolution
+        name = f"norm_{number}"
+        params[name], stats[name] = layers.init_batch_norm(channels_in)
+        params[f"convolution_{number}"] = layers.init_convolution(
+            key, size, channels_in, channels_out
+        )
+    return params, stats
