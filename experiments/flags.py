@@ -9,7 +9,7 @@ from absl import flags
 from experiments.presets import PAPER_BLOCKS, PRESETS
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.sources import NAMES
-from ocresnet.stage_cost.objective import Loss, WeightDecayOn
+from ocresnet.stage_cost.objective import Loss, StageCostSchedule, WeightDecayOn
 from ocresnet.systems.resnet_config import Exits, Precision, ResNetConfig
 from ocresnet.systems.system import Remat
 from ocresnet.training.config import TrainingConfig
@@ -48,6 +48,9 @@ EXITS = flags.DEFINE_enum(
 STAGE_COST = flags.DEFINE_float(
     "stage_cost", None, "gamma, weight of the intermediate losses; 0 is standard training."
 )
+STAGE_COST_SCHEDULE = flags.DEFINE_enum(
+    "stage_cost_schedule", None, get_args(StageCostSchedule), "How gamma is spread over depth."
+)
 LOSS = flags.DEFINE_enum("loss", None, get_args(Loss), "Per-sample loss.")
 LABEL_SMOOTHING = flags.DEFINE_float("label_smoothing", None, "Share of the target spread evenly.")
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", None, "lambda, of lambda/2 |w|^2.")
@@ -83,7 +86,14 @@ GROUPS: dict[str, list[flags.FlagHolder]] = {
     "Run": [PRESET, WORKDIR],
     "Data": [DATASET, DATA_DIR, DOWNLOAD, AUGMENTATION, VALIDATION],
     "Network": [BLOCKS, FILTERS, STEM_STRIDE, EXITS],
-    "Objective": [STAGE_COST, LOSS, LABEL_SMOOTHING, WEIGHT_DECAY, WEIGHT_DECAY_ON],
+    "Objective": [
+        STAGE_COST,
+        STAGE_COST_SCHEDULE,
+        LOSS,
+        LABEL_SMOOTHING,
+        WEIGHT_DECAY,
+        WEIGHT_DECAY_ON,
+    ],
     "Optimizer": [
         EPOCHS,
         BATCH_SIZE,
@@ -181,6 +191,7 @@ def _training(training: TrainingConfig) -> TrainingConfig:
         weight_decay=WEIGHT_DECAY,
         weight_decay_on=WEIGHT_DECAY_ON,
         stage_cost=STAGE_COST,
+        stage_cost_schedule=STAGE_COST_SCHEDULE,
         loss=LOSS,
         label_smoothing=LABEL_SMOOTHING,
         gradient_clip=GRADIENT_CLIP,

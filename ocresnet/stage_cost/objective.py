@@ -28,6 +28,9 @@ Loss = Literal["cross_entropy", "l2"]
 PerSampleLoss = Callable[[Array, Array], Array]
 """(logits [..., classes], labels [...]) -> loss of each sample [...]."""
 
+StageCostSchedule = Literal["constant", "linear", "terminal"]
+"""How the stage cost is spread over depth."""
+
 WeightDecayOn = Literal["all", "residual_branches"]
 
 
@@ -67,18 +70,51 @@ def output_losses(loss: PerSampleLoss, logits: Array, labels: Array) -> Array:
     return jnp.mean(loss(logits, labels), axis=-1)
 
 
-def objective(losses: ArrayT, stage_cost: float) -> ArrayT:
+def objective(losses: ArrayT, stage_cost: float | np.ndarray) -> ArrayT:
     """J_N = L(yhat) + gamma sum_{k<N} L(yhat_k), equation (3).
 
     Args:
       losses: L(yhat_k) of every output, [outputs]; the last is that of the network's output.
         Arrays of numpy are summed by numpy, in their own precision.
-      stage_cost: gamma >= 0; 0 is standard training.
+      stage_cost: gamma >= 0; 0 is standard training. Or one gamma_k for each exit, [outputs - 1],
+        as `stage_costs` gives them.
 
     Returns:
       The scalar objective, without weight decay, in the dtype of the losses.
     """
-    return losses[-1] + stage_cost * losses[:-1].sum()
+    return losses[-1] + (stage_cost * losses[:-1]).sum()
+
+
+def stage_costs(stage_cost: float, exits: int, schedule: StageCostSchedule) -> np.ndarray:
+    """gamma_k of every exit; whatever the schedule, their mean is gamma.
+
+    constant   gamma_k = gamma, as in the paper
+    linear     gamma_k = gamma 2 (k + 1) / (N + 1)
+    terminal   the last quarter of the exits (at least one) share gamma N; the others have none
+
+    Args:
+      stage_cost: gamma.
+      exits: N.
+      schedule: its name.
+
+    Returns:
+      [exits], float32.
+
+    Raises:
+      ValueError: for an unknown schedule.
+    """
+    depth = np.arange(exits)
+    if schedule == "constant":
+        shape = np.ones(exits)
+    elif schedule == "linear":
+        shape = 2 * (depth + 1) / (exits + 1)
+    elif schedule == "terminal":
+        paying = max(exits // 4, 1)
+        shape = np.where(depth >= exits - paying, exits / paying, 0.0)
+    else:
+        allowed = ", ".join(get_args(StageCostSchedule))
+        raise ValueError(f"stage_cost_schedule is {schedule!r}, but must be one of {allowed}.")
+    return (stage_cost * shape).astype(np.float32)
 
 
 def weight_decay_mask(params: PyTree, on: WeightDecayOn) -> PyTree:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from ocresnet.data.augmentation import Augmentation
-from ocresnet.stage_cost.objective import Loss, WeightDecayOn
+from ocresnet.stage_cost.objective import Loss, StageCostSchedule, WeightDecayOn
 from ocresnet.systems.resnet_config import Execution
 
 
@@ -25,6 +25,7 @@ class TrainingConfig:
       weight_decay: lambda; the gradient of lambda/2 ||w||^2 is added before momentum.
       weight_decay_on: "all" parameters, or "residual_branches" only as in Theorem 1.
       stage_cost: gamma, weight of the intermediate losses; 0 is standard training.
+      stage_cost_schedule: how the stage cost is spread over depth (`objective.stage_costs`).
       loss: per-sample loss.
       label_smoothing: share of the target that is spread over all classes.
       distillation: w in [0, 1], weight of the divergence from a teacher in the loss of every
@@ -53,6 +54,7 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     weight_decay_on: WeightDecayOn = "all"
     stage_cost: float = 0.02
+    stage_cost_schedule: StageCostSchedule = "constant"
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     distillation: float = 0.0
@@ -87,6 +89,7 @@ class TrainingConfig:
         _require(self, "milestones", increasing and whole, "increasing positive epochs")
         for name, kind in (
             ("weight_decay_on", WeightDecayOn),
+            ("stage_cost_schedule", StageCostSchedule),
             ("loss", Loss),
             ("augmentation", Augmentation),
         ):

@@ -205,6 +205,11 @@ def _check(network: ResNetConfig, config: TrainingConfig, data: TrainingData, de
             "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
             "exits shared or none."
         )
+    if network.exits == "separate" and config.stage_cost_schedule != "constant":
+        raise ValueError(
+            f"stage_cost_schedule is {config.stage_cost_schedule!r}, but separate exit heads learn "
+            "at a rate that is divided by the stage cost: it must be constant."
+        )
     total_devices = devices * jax.process_count()
     if config.batch_size % total_devices:
         raise ValueError(

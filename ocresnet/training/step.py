@@ -15,6 +15,7 @@ from ocresnet.stage_cost.objective import (
     objective,
     output_losses,
     per_sample_loss,
+    stage_costs,
 )
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
@@ -138,6 +139,7 @@ def make_train_step(
     if config.stage_cost == 0:
         network = replace(network, exits="none")
     per_sample = loss or per_sample_loss(config.loss, config.label_smoothing)
+    gammas = stage_costs(config.stage_cost, network.outputs - 1, config.stage_cost_schedule)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
         return tree if axis_name is None else lax.pmean(tree, axis_name)
@@ -159,7 +161,7 @@ def make_train_step(
             weight = config.distillation
             losses = (1 - weight) * losses + weight * jnp.mean(divergences, axis=-1)
         accuracies = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels, axis=-1)
-        return objective(losses, config.stage_cost), (losses, accuracies, batch_stats)
+        return objective(losses, gammas), (losses, accuracies, batch_stats)
 
     def train_step(
         state: TrainState, batch: Batch, teacher: Network | None = None
