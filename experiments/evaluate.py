@@ -4,9 +4,10 @@
   python -m experiments.evaluate --workdir=runs/demo --exit_accuracy=0.97
   python -m experiments.evaluate --workdir=runs/demo --exit_budget=0.5
 
-prints accuracy and loss of every exit and writes <workdir>/evaluation.json. With a wish for early
-exits, a confidence threshold is chosen on the validation split (without one, on the training set)
-and its accuracy and saving are measured on the test set.
+prints accuracy and loss of every exit and writes <workdir>/evaluation.json, with the norm of every
+block's parameters and of its change of the state on the test set. With a wish for early exits, a
+confidence threshold is chosen on the validation split (without one, on the training set) and its
+accuracy and saving are measured on the test set.
 """
 
 import time
@@ -20,7 +21,13 @@ from experiments.display import print_depth_table
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
 from ocresnet.stage_cost.early_exit import Predictions, predict
 from ocresnet.stage_cost.objective import per_sample_loss
-from ocresnet.stage_cost.trajectory import check_batch_size, logits_over_depth, trajectory
+from ocresnet.stage_cost.state_changes import state_changes
+from ocresnet.stage_cost.trajectory import (
+    check_batch_size,
+    logits_over_depth,
+    parameter_norms,
+    trajectory,
+)
 from ocresnet.training import records
 
 EXIT_ACCURACY = flags.DEFINE_float(
@@ -90,7 +97,14 @@ def main() -> None:
         for part in run.data.parts[1:]
     }
     print_depth_table(trajectories)
-    evaluation: dict[str, Any] = {"checkpoint": runs.CHECKPOINT.value, **trajectories}
+    evaluation: dict[str, Any] = {
+        "checkpoint": runs.CHECKPOINT.value,
+        **trajectories,
+        "parameter_norms": parameter_norms(run.network.config, run.network.params),
+        "state_changes": state_changes(
+            run.network, run.data.test_images, execution=run.training.execution
+        ),
+    }
     if EXIT_ACCURACY.value is not None or EXIT_BUDGET.value is not None:
         early = measure_early_exit(run, EXIT_ACCURACY.value, EXIT_BUDGET.value, BATCH_SIZE.value)
         evaluation["early_exit"] = early

@@ -33,18 +33,7 @@ def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> ne
     data = run.data
     chosen_on = None
     if blocks is None:
-        chosen_on = data.choosing_part
-        measured = trajectory(
-            run.network,
-            data.images(chosen_on),
-            data.labels(chosen_on),
-            execution=run.training.execution,
-        )
-        blocks = recommend_depth(measured, tolerance)
-        print(
-            f"depth rule: {blocks} of {run.network.config.depth} blocks are within {tolerance} "
-            f"points of the whole network on the {chosen_on} set"
-        )
+        blocks, chosen_on = depth_by_rule(run, tolerance)
     pruned = prune(run.network, blocks)
     reports = [
         report(network, data.images("test"), data.labels("test"), execution=run.training.execution)
@@ -63,6 +52,23 @@ def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> ne
     print(report_table(*reports))
     print(f"wrote {run.workdir / PRUNED}")
     return pruned
+
+
+def depth_by_rule(run: runs.FinishedRun, tolerance: float) -> tuple[int, str]:
+    """The depth that the rule chooses, and the part of the data it is chosen on."""
+    chosen_on = run.data.choosing_part
+    measured = trajectory(
+        run.network,
+        run.data.images(chosen_on),
+        run.data.labels(chosen_on),
+        execution=run.training.execution,
+    )
+    blocks = recommend_depth(measured, tolerance)
+    print(
+        f"depth rule: {blocks} of {run.network.config.depth} blocks are within {tolerance} "
+        f"points of the whole network on the {chosen_on} set"
+    )
+    return blocks, chosen_on
 
 
 def main() -> None:

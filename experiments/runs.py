@@ -33,12 +33,14 @@ class FinishedRun(NamedTuple):
       network: its network, with exits (calibrated on the training set if it was trained without).
       training: its training configuration.
       data: its data, split as in training.
+      unsplit_data: the same before a validation set was held out.
     """
 
     workdir: Path
     network: Network
     training: TrainingConfig
     data: TrainingData
+    unsplit_data: TrainingData
 
 
 def run_of_flags() -> FinishedRun:
@@ -73,10 +75,10 @@ def load_run(
     source = run.get("dataset") if isinstance(run, dict) else None
     if not source:
         raise ValueError(f"the data of the run in {workdir} was not loaded by name: it is unknown.")
-    data = open_dataset(source, data_dir or run.get("data_dir"))
-    data = data.split(training.validation, training.seed)
+    unsplit_data = open_dataset(source, data_dir or run.get("data_dir"))
+    data = unsplit_data.split(training.validation, training.seed)
     if data.fingerprint != description["fingerprint"]:
         raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
     if training.stage_cost == 0:
         network = calibrate_exits(network, data.images("train"), execution=training.execution)
-    return FinishedRun(Path(workdir), network, training, data)
+    return FinishedRun(Path(workdir), network, training, data, unsplit_data)

@@ -47,7 +47,7 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
     trajectory_file = workdir / records.TRAJECTORY
     if trajectory_file.exists():
         measured = records.read_json(trajectory_file)
-        kept = _kept_blocks(workdir / PRUNING)
+        kept = kept_blocks(workdir / PRUNING)
         figures["depth"] = draw_depth(measured, kept)
         figures["convergence"] = draw_convergence(measured, kept)
     (workdir / FIGURES).mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
-def _kept_blocks(pruning_file: Path) -> int | None:
+def kept_blocks(pruning_file: Path) -> int | None:
     """How many blocks were kept, if the network was pruned."""
     if not pruning_file.exists():
         return None

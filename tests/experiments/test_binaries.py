@@ -80,6 +80,8 @@ def test_evaluate_reads_the_run_and_tries_early_exits(finished):
         evaluation["test"]["losses"], trajectory["test"]["losses"], rtol=1e-5
     )
     assert evaluation["early_exit"]["calibration"]["cost"] <= 0.9
+    np.testing.assert_allclose(evaluation["parameter_norms"], trajectory["parameter_norms"])
+    assert [len(values) for values in evaluation["state_changes"].values()] == [3, 3, 3]
 
 
 @pytest.mark.slow
@@ -96,6 +98,35 @@ def test_prune_writes_a_network_that_loads_alone(finished):
     )
     code, output, errors = finish("prune", f"--workdir={finished}", "--tolerance=100")
     assert code == 0 and "depth rule: 0 of 3 blocks" in output, errors
+
+
+@pytest.mark.slow
+def test_finetune_trains_the_cut_network_with_the_whole_as_teacher(finished, tmp_path):
+    """Cutting, training on with distillation, the accuracies; the same command again."""
+    arguments = (f"--workdir={finished}", "--blocks=1", "--epochs=2", "--distillation=0.5")
+    code, output, errors = finish("finetune", *arguments, f"--output={tmp_path}")
+    assert code == 0, errors
+    measured = json.loads((tmp_path / "finetuning.json").read_text())
+    trajectory = json.loads((finished / "trajectory.json").read_text())
+    for name, blocks in (("whole", 3), ("cut", 1)):
+        assert measured[name]["blocks"] == blocks
+        for part in ("validation", "test"):
+            np.testing.assert_allclose(
+                measured[name][part], trajectory[part]["accuracies"][blocks], atol=1e-6
+            )
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test"]["accuracies"] == [measured["fine-tuned"]["test"]]
+    assert f"| fine-tuned | 1 | {100 * measured['fine-tuned']['validation']:.2f} |" in output
+    assert load(tmp_path / "network").config.blocks == (1,)
+    code, output, errors = finish("finetune", *arguments, f"--output={tmp_path}")
+    assert code == 0 and "epoch 1/2" not in output, errors
+    assert json.loads((tmp_path / "finetuning.json").read_text()) == measured
+    # What it leaves is a run like any other, on the same data with the same split.
+    code, _, errors = finish("evaluate", f"--workdir={tmp_path}")
+    assert code == 0, errors
+    # A run without distillation is another one.
+    code, _, errors = finish("finetune", *arguments[:-1], f"--output={tmp_path}")
+    assert code == 1 and "training.distillation is 0.5 there and 0.0 here" in errors
 
 
 @pytest.mark.slow
@@ -126,7 +157,7 @@ def test_help_is_grouped_and_names_presets():
     assert code == 0
     for part in ("Run:", "Network:", "Objective:", "Optimizer:", "--stage_cost", "Table 1"):
         assert part in output
-    for program in ("evaluate", "prune", "demo", "write_tfds"):
+    for program in ("evaluate", "prune", "finetune", "demo", "write_tfds"):
         code, output, _ = finish(program, "--help")
         assert code == 0 and "python -m experiments." in output
 
@@ -146,6 +177,8 @@ def test_help_is_grouped_and_names_presets():
         ("demo", ("--blocks=3",), "--blocks is not a flag of this program"),
         ("prune", ("--workdir=w", "--blocks=3", "--tolerance=1"), "not both"),
         ("evaluate", (), "--workdir is needed"),
+        ("finetune", (), "--workdir is needed"),
+        ("finetune", ("--workdir=w", "--blocks=3", "--tolerance=1"), "not both"),
         ("prune", ("--workdir=/none",), "there is no config.json in /none"),
     ],
 )
