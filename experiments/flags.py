@@ -10,7 +10,7 @@ from experiments.presets import PAPER_BLOCKS, PRESETS
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.sources import NAMES
 from ocresnet.stage_cost.objective import Loss, StageCostSchedule, WeightDecayOn
-from ocresnet.systems.resnet_config import Exits, Precision, ResNetConfig
+from ocresnet.systems.resnet_config import Block, Exits, Precision, ResNetConfig, Stem
 from ocresnet.systems.system import Remat
 from ocresnet.training.config import TrainingConfig
 
@@ -40,6 +40,8 @@ BLOCKS = flags.DEFINE_list(
     "one a stage.",
 )
 FILTERS = flags.DEFINE_list("filters", None, "Channels of each stage, e.g. 64 or 16,32,64.")
+BLOCK = flags.DEFINE_enum("block", None, get_args(Block), "Residual branches.")
+STEM = flags.DEFINE_enum("stem", None, get_args(Stem), "One 3x3 convolution, or ImageNet's.")
 STEM_STRIDE = flags.DEFINE_integer("stem_stride", None, "Stride of the first convolution.")
 EXITS = flags.DEFINE_enum(
     "exits", None, get_args(Exits), "Intermediate outputs: none, shared heads, separate heads."
@@ -85,7 +87,7 @@ TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Also write TensorBoard fi
 GROUPS: dict[str, list[flags.FlagHolder]] = {
     "Run": [PRESET, WORKDIR],
     "Data": [DATASET, DATA_DIR, DOWNLOAD, AUGMENTATION, VALIDATION],
-    "Network": [BLOCKS, FILTERS, STEM_STRIDE, EXITS],
+    "Network": [BLOCKS, FILTERS, BLOCK, STEM, STEM_STRIDE, EXITS],
     "Objective": [
         STAGE_COST,
         STAGE_COST_SCHEDULE,
@@ -168,9 +170,8 @@ def _network(network: ResNetConfig) -> ResNetConfig:
         blocks = (network.depth,)
     if len(blocks) == 1 and len(filters) > 1:
         blocks = _over_stages(blocks[0], filters, of_subresnet=0 in network.blocks)
-    return replace(
-        network, blocks=blocks, filters=filters, **_given(stem_stride=STEM_STRIDE, exits=EXITS)
-    )
+    given = _given(block=BLOCK, stem=STEM, stem_stride=STEM_STRIDE, exits=EXITS)
+    return replace(network, blocks=blocks, filters=filters, **given)
 
 
 def _over_stages(blocks: int, filters: tuple[int, ...], of_subresnet: bool) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ Public names, in the order one uses them:
   recommend_depth, prune           choose a depth and cut there
   predict                          classify, leaving early where an exit is sure
   save, load, Network              a network on disk
+  export_network, load_exported    one that runs without this package, as StableHLO
   ocnopt, curvature                the Bellman recursion as an optax optimizer, for any `System`
 
 The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.control`,
@@ -20,6 +21,7 @@ from ocresnet.control import curvature
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
+from ocresnet.export import export_network, load_exported
 from ocresnet.stage_cost.early_exit import predict
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.pruning import prune, recommend_depth
@@ -37,10 +39,12 @@ __all__ = [
     "__version__",
     "calibrate_exits",
     "curvature",
+    "export_network",
     "fit",
     "for_dataset",
     "load",
     "load_dataset",
+    "load_exported",
     "ocnopt",
     "predict",
     "prune",

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ocresnet import load
+from ocresnet import load, load_exported, prune, save
+from ocresnet.stage_cost.trajectory import logits_over_depth
 
 ROOT = Path(__file__).parents[2]
 QUICK = (
@@ -130,6 +131,22 @@ def test_finetune_trains_the_cut_network_with_the_whole_as_teacher(finished, tmp
 
 
 @pytest.mark.slow
+def test_export_writes_the_whole_or_the_pruned_network(finished, tmp_path):
+    """The exported file of a run, which gives the network's logits."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "network", run / "network")
+    save(prune(load(finished / "network"), 2), run / "pruned")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    for arguments, name, blocks in (((), "pruned", 2), (("--nopruned",), "whole", 3)):
+        code, output, errors = finish("export", f"--workdir={run}", "--pixel=uint8", *arguments)
+        assert code == 0 and f"wrote the {name} network of {blocks} blocks" in output, errors
+        logits = load_exported(run / "model.stablehlo")(images)
+        network = load(run / ("pruned" if name == "pruned" else "network"))
+        wanted = logits_over_depth(network, images)[-1]
+        np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_real_sigkill_loses_no_finished_epoch(finished, tmp_path):
     """SIGKILL at an arbitrary moment, then the same command: the same metrics, to the bit."""
     process = start("train", *QUICK, f"--workdir={tmp_path}")
@@ -157,7 +174,7 @@ def test_help_is_grouped_and_names_presets():
     assert code == 0
     for part in ("Run:", "Network:", "Objective:", "Optimizer:", "--stage_cost", "Table 1"):
         assert part in output
-    for program in ("evaluate", "prune", "finetune", "demo", "write_tfds"):
+    for program in ("evaluate", "prune", "finetune", "demo", "write_tfds", "export"):
         code, output, _ = finish(program, "--help")
         assert code == 0 and "python -m experiments." in output
 
@@ -179,6 +196,8 @@ def test_help_is_grouped_and_names_presets():
         ("evaluate", (), "--workdir is needed"),
         ("finetune", (), "--workdir is needed"),
         ("finetune", ("--workdir=w", "--blocks=3", "--tolerance=1"), "not both"),
+        ("export", (), "--workdir is needed"),
+        ("export", ("--workdir=/none", "--pruned"), "/none/pruned holds no saved network"),
         ("prune", ("--workdir=/none",), "there is no config.json in /none"),
     ],
 )

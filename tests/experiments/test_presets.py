@@ -44,6 +44,18 @@ def test_standard_presets_are_the_papers():
     assert PRESETS["cifar10_standard12_plain"].network.filters == (16, 32, 64)
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("exits", ["plain", "shared"])
+def test_imagenet_presets_have_the_usual_schedule(depth, exits):
+    preset = PRESETS[f"imagenet_resnet{depth}_{exits}"]
+    network, training = preset.network, preset.training
+    assert network == ResNetConfig.imagenet(depth, exits="none" if exits == "plain" else exits)
+    assert training.stage_cost == (0.0 if exits == "plain" else 0.02)
+    assert (training.epochs, training.batch_size, training.learning_rate) == (90, 256, 0.1)
+    assert (training.milestones, training.weight_decay) == ((30, 60, 80), 1e-4)
+    assert training.augmentation == "resized_crop_flip"
+
+
 def test_every_preset_states_command_accuracy_and_cost():
     text = describe()
     for name, preset in PRESETS.items():
@@ -58,6 +70,7 @@ def test_every_field_can_be_overridden(parse):
         "--workdir=w",
         "--blocks=6",
         "--filters=4,8",
+        "--block=bottleneck",
         "--stem_stride=2",
         "--exits=separate",
         "--stage_cost=0.1",
@@ -85,6 +98,8 @@ def test_every_field_can_be_overridden(parse):
     network, training = wanted.network, wanted.training
     assert (network.blocks, network.filters) == ((3, 3), (4, 8))
     assert (network.stem_stride, network.exits) == (2, "separate")
+    assert (network.block, network.stem) == ("bottleneck", "convolution")
+    assert parse("--preset=cifar10_standard54_shared", "--stem=imagenet").network.stem == "imagenet"
     assert (training.stage_cost, training.loss, training.label_smoothing) == (0.1, "l2", 0.2)
     assert (training.weight_decay, training.weight_decay_on) == (0.5, "residual_branches")
     assert (training.epochs, training.batch_size, training.learning_rate) == (3, 32, 0.2)
