@@ -71,7 +71,7 @@ def trajectory(
     if len(labels) and not 0 <= int(np.min(labels)) <= int(np.max(labels)) < network.config.classes:
         raise ValueError(f"labels must lie in 0 ... {network.config.classes - 1}.")
     totals = None
-    for batch, mask in _padded_batches(len(labels), batch_size):
+    for batch, mask in padded_batches(len(labels), batch_size):
         sums = _trajectory_sums(
             network.config, network.variables, images[batch], labels[batch], mask, loss, execution
         )
@@ -93,7 +93,7 @@ def logits_over_depth(
       ValueError: if the images do not fit the network, or there are none.
     """
     parts = []
-    for batch, mask in _padded_batches(len(images), batch_size):
+    for batch, mask in padded_batches(len(images), batch_size):
         logits = _logits(network.config, network.variables, images[batch], execution)
         parts.append(np.asarray(logits)[:, : int(mask.sum())])
     return np.concatenate(parts, axis=1)
@@ -118,7 +118,7 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
 
 
-def _padded_batches(samples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def padded_batches(samples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Index arrays of one size that cover 0 ... samples - 1, and masks of those that count."""
     if samples == 0:
         raise ValueError("there are no samples.")
