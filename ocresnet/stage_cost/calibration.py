@@ -91,10 +91,11 @@ def calibrate_confidence(
 def exit_costs(config: ResNetConfig) -> np.ndarray:
     """Multiply-adds of leaving at each output, as shares of the plain network's: [blocks + 1].
 
-    Leaving at exit k takes the stem, k blocks and k + 1 exit heads; the last entry, the output
-    block, comes after all blocks and all exit heads.
+    Leaving at exit k takes the stem, k blocks, the bare skips before the next block and k + 1 exit
+    heads; the last entry, the output block, comes after all blocks and all exit heads.
     """
     cost = counts.multiply_adds(config)
     blocks = np.concatenate([[0], np.cumsum(cost.blocks)])
+    skips = np.cumsum(np.append(cost.skips, 0))
     heads = np.cumsum(np.append(cost.exits, cost.output_block))
-    return (cost.stem + blocks + heads) / cost.total
+    return (cost.stem + blocks + skips + heads) / cost.total

@@ -119,9 +119,12 @@ def _predict_early(
 
     block = 0
     state = _start(config, variables, images, execution)
-    segments = resnet.block_segments(config)
-    for position, segment in enumerate(segments, start=1):
-        for index in range(segment.length):
+    segments = resnet.resnet_system(config).segments
+    for position, segment in enumerate(segments[1:-1], start=1):
+        for index in range(segment.length or 1):
+            if segment.output is None:  # a bare skip
+                state = _advance(config, position, variables, index, state)
+                continue
             labels, confidences = _read_exit(config, position, variables, index, state)
             sure = (np.asarray(confidences) >= confidence) & (samples != LEFT)
             record(sure, labels, confidences, block)
@@ -131,7 +134,7 @@ def _predict_early(
             samples, state = _compact(samples, state, smallest)
             state = _advance(config, position, variables, index, state)
             block += 1
-    labels, confidences = _sureness(_advance(config, len(segments) + 1, variables, 0, state))
+    labels, confidences = _sureness(_advance(config, len(segments) - 1, variables, 0, state))
     record(samples != LEFT, labels, confidences, block)
     return result
 
@@ -203,7 +206,7 @@ def _controls(
     system = resnet.resnet_system(config)
     segment = system.segments[position]
     shared = {name: variables.params[name] for name in system.shared}
-    controls = variables.params.get(segment.name, {}), variables.batch_stats[segment.name]
+    controls = tuple(tree.get(segment.name, {}) for tree in variables)
     if segment.length is not None:
         controls = jax.tree.map(lambda leaf: leaf[index], controls)
     return (segment, shared, *controls)

@@ -16,19 +16,21 @@ class MultiplyAdds(NamedTuple):
     Attributes:
       stem: of the stem.
       blocks: of each residual block, [blocks].
+      skips: of the bare skips directly before each block, [blocks].
       exits: of each exit head, [blocks]; what reading yhat_k costs on top of the blocks.
       output_block: of the network's own output block, with the projections it keeps.
     """
 
     stem: int
     blocks: np.ndarray
+    skips: np.ndarray
     exits: np.ndarray
     output_block: int
 
     @property
     def total(self) -> int:
         """Of computing the network's own output and no other."""
-        return int(self.stem + self.blocks.sum() + self.output_block)
+        return int(self.stem + self.blocks.sum() + self.skips.sum() + self.output_block)
 
 
 def parameter_count(params: PyTree) -> int:
@@ -46,6 +48,9 @@ def multiply_adds(config: ResNetConfig) -> MultiplyAdds:
         height, width = -(-height // 2), -(-width // 2)
         pixels.append(height * width)
 
+    def projection(stage: int) -> int:
+        return pixels[stage] * filters[stage - 1] * filters[stage]
+
     def head(stage: int) -> int:
         projections = sum(
             pixels[-1] * filters[later - 1] * filters[later]
@@ -53,17 +58,19 @@ def multiply_adds(config: ResNetConfig) -> MultiplyAdds:
         )
         return projections + filters[-1] * config.classes
 
-    blocks, exits = [], []
+    blocks, skips, exits = [], [], []
     for segment in resnet.block_segments(config):
         filters_in, filters_out = filters[segment.input_stage], filters[segment.stage]
         block = 9 * pixels[segment.stage] * (filters_in * filters_out + filters_out**2)
         if segment.transition:
-            block += pixels[segment.stage] * filters_in * filters_out
+            block += projection(segment.stage)
         blocks += [block] * segment.length
+        skips += [sum(map(projection, segment.bare_stages))] + [0] * (segment.length - 1)
         exits += [head(segment.input_stage)] * segment.length
     return MultiplyAdds(
         stem=9 * pixels[0] * channels * filters[0],
         blocks=np.array(blocks, np.int64),
+        skips=np.array(skips, np.int64),
         exits=np.array(exits, np.int64),
         output_block=head(config.state_stage),
     )

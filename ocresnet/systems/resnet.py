@@ -13,7 +13,9 @@ Notation (Puettschneider et al. 2025, equations 1 and 2; architecture: He et al.
     yhat = H(x_N)
 
 Stages after the first halve the resolution. A network whose last stages have no blocks is the
-SubResNet of Definition 1: its head keeps the skip projections of those stages.
+SubResNet of Definition 1: its head keeps the skip projections of those stages. Where the block that
+opens a stage was pruned away, its bare skip x -> S_k(x) stays; an exit before it would be the same
+as the one after it, so it has none.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,12 +50,16 @@ MOMENTUM = 0.9
 
 
 class BlockSegment(NamedTuple):
-    """Where a segment of blocks lies: in `stage`; the one that opens the stage is a transition."""
+    """Where a segment of blocks lies: in `stage`; the one that opens the stage is a transition.
+
+    `bare_stages` are the stages whose bare skips come directly before it.
+    """
 
     name: str
     stage: int
     transition: bool
     length: int
+    bare_stages: tuple[int, ...] = ()
 
     @property
     def input_stage(self) -> int:
@@ -63,14 +69,23 @@ class BlockSegment(NamedTuple):
 
 def block_segments(config: ResNetConfig) -> list[BlockSegment]:
     """The segments of residual blocks, in order: `transition_<s>` opens stage s, `stage_<s>` is its
-    run of homogeneous blocks."""
-    segments = []
+    run of homogeneous blocks. Bare skips are no blocks: the segment after them names them."""
+    segments: list[BlockSegment] = []
+    bare: tuple[int, ...] = ()
+
+    def add(name: str, stage: int, transition: bool, length: int) -> None:
+        nonlocal bare
+        segments.append(BlockSegment(f"{name}_{stage}", stage, transition, length, bare))
+        bare = ()
+
     for stage, count in enumerate(config.blocks):
-        if stage > 0 and count > 0:
-            segments.append(BlockSegment(f"transition_{stage}", stage, True, 1))
+        if stage in config.bare_stages:
+            bare += (stage,)
+        elif stage > 0 and count > 0:
+            add("transition", stage, True, 1)
             count -= 1
         if count > 0:
-            segments.append(BlockSegment(f"stage_{stage}", stage, False, count))
+            add("stage", stage, False, count)
     return segments
 
 
@@ -92,6 +107,7 @@ def resnet_system(
     Returns:
       A system whose inputs are images, whose initial state are normalised images and whose final
       state are the logits yhat; its outputs are the logits of the exits, yhat_0 ... yhat_{N-1}.
+      Bare skips are segments `skip_<s>` without output and arrays of their own.
     """
     norm: Norm = partial(layers.batch_norm, momentum=momentum, axis_name=axis_name)
 
@@ -102,17 +118,25 @@ def resnet_system(
         x, norm_stats = norm(params["norm"], stats["norm"], x, train)
         return jax.nn.relu(x), {"norm": norm_stats}
 
+    def skip_connection(shared: PyTree, stage: int, x: Array) -> Array:
+        """S_k, where it opens `stage`."""
+        return layers.dense(shared["projections"][_projection(stage)], layers.subsample(x, 2))
+
+    def bare_skip(stage: int) -> Transition:
+        def transition(
+            shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
+        ) -> tuple[Array, PyTree]:
+            return skip_connection(shared, stage, x), {}
+
+        return transition
+
     def block(segment: BlockSegment) -> Transition:
         stride = 2 if segment.transition else 1
 
         def transition(
             shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
         ) -> tuple[Array, PyTree]:
-            skip = x
-            if segment.transition:
-                skip = layers.dense(
-                    shared["projections"][_projection(segment.stage)], layers.subsample(x, 2)
-                )
+            skip = skip_connection(shared, segment.stage, x) if segment.transition else x
             branch, branch_stats = _residual_branch(
                 params["residual"], stats["residual"], x, stride, train, norm
             )
@@ -157,6 +181,7 @@ def resnet_system(
 
     segments = [Segment("stem", stem)]
     for segment in block_segments(config):
+        segments += [Segment(f"skip_{stage}", bare_skip(stage)) for stage in segment.bare_stages]
         output = exit_output(segment.input_stage) if config.exits != "none" else None
         length = None if segment.transition else segment.length
         segments.append(Segment(segment.name, block(segment), output, length))

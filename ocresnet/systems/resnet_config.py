@@ -5,7 +5,6 @@ Both are frozen records that refuse impossible values when they are made.
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from ocresnet.systems.system import Remat
@@ -19,7 +18,8 @@ class ResNetConfig:
     """The architecture of a residual network.
 
     Attributes:
-      blocks: residual blocks in each stage; the last stages may have none (Definition 1).
+      blocks: residual blocks in each stage. The last stages may have none (Definition 1), and so
+        may the first stage and those in `bare_stages`.
       filters: channels of each stage.
       classes: logits.
       image_shape: (height, width, channels) of an input image.
@@ -27,6 +27,9 @@ class ResNetConfig:
         "separate": every exit has projections, norm and dense layer of its own. In both, every
         exit has its own batch statistics.
       stem_stride: stride of the stem's convolution.
+      bare_stages: stages that open with their skip connection S_k alone, before their `blocks`: the
+        residual branch of the block that opened them was removed, which by Lemma 1 is the same as
+        setting it to zero.
       pixel_mean, pixel_deviation: what each channel of an input is normalised with, first of all.
 
     Raises:
@@ -39,11 +42,19 @@ class ResNetConfig:
     image_shape: tuple[int, int, int] = (32, 32, 3)
     exits: Exits = "shared"
     stem_stride: int = 1
+    bare_stages: tuple[int, ...] = ()
     pixel_mean: tuple[float, ...] = (0.0,)
     pixel_deviation: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "filters", "image_shape", "pixel_mean", "pixel_deviation"):
+        for name in (
+            "blocks",
+            "filters",
+            "image_shape",
+            "bare_stages",
+            "pixel_mean",
+            "pixel_deviation",
+        ):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, smallest in (
             ("blocks", 0),
@@ -63,8 +74,7 @@ class ResNetConfig:
                 f"blocks {self.blocks} and filters {self.filters} must name the same number of "
                 "stages, at least one."
             )
-        if any(later > 0 and earlier == 0 for earlier, later in pairwise(self.blocks)):
-            raise ValueError(f"blocks {self.blocks}: only the last stages can be without blocks.")
+        self._check_stages()
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
@@ -81,6 +91,22 @@ class ResNetConfig:
                 )
         if not all(0 < deviation < math.inf for deviation in self.pixel_deviation):
             raise ValueError(f"pixel_deviation {self.pixel_deviation} must be positive.")
+
+    def _check_stages(self) -> None:
+        """Refuse a stage that would neither begin with a block nor with a bare skip."""
+        allowed = range(1, self.state_stage + 1)
+        listed = list(self.bare_stages)
+        if listed != sorted(set(listed)) or not set(listed) <= set(allowed):
+            raise ValueError(
+                f"bare_stages is {self.bare_stages}, but must name stages of {list(allowed)} in "
+                "order: those after the first, up to the last one with blocks."
+            )
+        for stage in allowed:
+            if self.blocks[stage] == 0 and stage not in self.bare_stages:
+                raise ValueError(
+                    f"blocks {self.blocks}: only the last stages can be without blocks, and stages "
+                    f"in bare_stages, which is {self.bare_stages}."
+                )
 
     @property
     def depth(self) -> int:
@@ -129,7 +155,10 @@ class ResNetConfig:
         for count in self.blocks:
             kept.append(min(count, left))
             left -= kept[-1]
-        return replace(self, blocks=tuple(kept))
+        last = max((stage for stage, count in enumerate(kept) if count), default=0)
+        # The head keeps the projections of the stages after the last block, bare or not.
+        bare = tuple(stage for stage in self.bare_stages if stage <= last)
+        return replace(self, blocks=tuple(kept), bare_stages=bare)
 
 
 @dataclass(frozen=True)
