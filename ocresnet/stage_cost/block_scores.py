@@ -8,12 +8,11 @@ Notation
 
 Every function here takes a network, the data to score with, and the blocks that are removed
 already. It returns an array [blocks], float64, of which removed blocks are NaN. Only `weight_norm`,
-`tail` and `random` look at no data; the rest measure in inference mode, with the batch statistics
-that the network has.
+`tail` and `random` look at no data; the rest measure in inference mode.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ import numpy as np
 
 from ocresnet.stage_cost.gate_derivatives import gate_derivatives, scale_branch
 from ocresnet.stage_cost.objective import PerSampleLoss
+from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.trajectory import (
     CROSS_ENTROPY,
     Trajectory,
@@ -47,7 +47,10 @@ class ScoringData:
       stage_cost: gamma of `stage_cost_sensitivity`.
       seed: of the `random` scores.
       batch_size: samples computed at a time.
-      execution: precision of the activations.
+      statistics_images: training images, a few hundred, on which all batch statistics are measured
+        anew for every set of removed blocks, so that scores are those of networks repaired by
+        `recalibrate`; None: the statistics stay as they are.
+      execution: precision, recomputation, scan or unrolled.
     """
 
     images: np.ndarray | Array
@@ -56,7 +59,8 @@ class ScoringData:
     stage_cost: float = 0.02
     seed: int = 0
     batch_size: int = 250
-    execution: Execution = Execution()
+    statistics_images: np.ndarray | Array | None = None
+    execution: Execution = field(default_factory=Execution)
 
 
 Criterion = Callable[[Network, ScoringData, Collection[int]], np.ndarray]
@@ -88,7 +92,7 @@ def gate(network: Network, gates: np.ndarray | Array) -> Network:
         start += segment.length
         own = own[0] if segment.transition else own
         params[segment.name] = scale_branch(params[segment.name], own)
-    return network.replace(params=params)
+    return replace(network, params=params)
 
 
 def switch_off(network: Network, blocks: Collection[int]) -> Network:
@@ -101,6 +105,20 @@ def switch_off(network: Network, blocks: Collection[int]) -> Network:
     gates = np.ones(network.config.depth, np.float32)
     gates[list(blocks)] = 0
     return gate(network, gates)
+
+
+def shortened(network: Network, data: ScoringData, blocks: Collection[int]) -> Network:
+    """The network with `blocks` switched off, recalibrated if the data asks for that.
+
+    Raises:
+      ValueError: for a block that does not exist or is named twice.
+    """
+    network = switch_off(network, blocks)
+    if data.statistics_images is None:
+        return network
+    return recalibrate(
+        network, data.statistics_images, batch_size=data.batch_size, execution=data.execution
+    )
 
 
 def check_blocks(config: ResNetConfig, blocks: Collection[int]) -> None:
@@ -123,7 +141,7 @@ def output_residual(
       ValueError: if the network has no exits to read.
     """
     _check_exits(network)
-    measured = _measure(switch_off(network, removed), data)
+    measured = measure(network, data, removed)
     return _without(removed, np.asarray(measured.output_residuals))
 
 
@@ -140,7 +158,7 @@ def taylor(network: Network, data: ScoringData, removed: Collection[int] = ()) -
     value is taken of each sample (Molchanov et al. 2017): over the samples of a trained network the
     derivatives themselves nearly cancel. One backward pass gives it for all blocks.
     """
-    network = own_output(switch_off(network, removed))
+    network = shortened(own_output(network), data, removed)
     totals = np.zeros(network.config.depth)
     for batch, mask in padded_batches(len(data.labels), data.batch_size):
         derivatives = gate_derivatives(
@@ -206,14 +224,30 @@ RESCORED = ("output_residual", "taylor", "stage_cost_sensitivity", "loss_increas
 
 def own_output(network: Network) -> Network:
     """The network without its exits, which saves computing them."""
-    return network.replace(config=replace(network.config, exits="none"))
+    return replace(network, config=replace(network.config, exits="none"))
+
+
+def measure(network: Network, data: ScoringData, blocks: Collection[int]) -> Trajectory:
+    """The trajectory of the network without `blocks`, over all its outputs.
+
+    Raises:
+      ValueError: for a block that does not exist or is named twice.
+    """
+    return trajectory(
+        shortened(network, data, blocks),
+        data.images,
+        data.labels,
+        loss=data.loss,
+        batch_size=data.batch_size,
+        execution=data.execution,
+    )
 
 
 def _increase(network: Network, data: ScoringData, removed: Collection[int]) -> np.ndarray:
     """J_N(g - e_k) - J_N(g) for each block that is left; of a network without exits J_N is L."""
 
     def cost(blocks: Collection[int]) -> float:
-        losses = np.asarray(_measure(switch_off(network, blocks), data).losses)
+        losses = np.asarray(measure(network, data, blocks).losses)
         # In float64, which `objective` would leave: the differences can be small.
         return float(losses[-1] + data.stage_cost * losses[:-1].sum())
 
@@ -223,17 +257,6 @@ def _increase(network: Network, data: ScoringData, removed: Collection[int]) -> 
         if block not in removed:
             scores[block] = cost([*removed, block]) - before
     return scores
-
-
-def _measure(network: Network, data: ScoringData) -> Trajectory:
-    return trajectory(
-        network,
-        data.images,
-        data.labels,
-        loss=data.loss,
-        batch_size=data.batch_size,
-        execution=data.execution,
-    )
 
 
 def _without(removed: Collection[int], scores: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ that enter all later normalisations have other moments; measuring those again is
 takes one pass over some training images and no training.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -77,7 +78,7 @@ def gather_statistics(
         momentum = jnp.float32(index / (index + 1))
         variables = Variables(network.params, batch_stats)
         batch_stats = _gather(network.config, variables, batch, momentum, backbone, execution)
-    return network.replace(batch_stats=batch_stats)
+    return replace(network, batch_stats=batch_stats)
 
 
 @partial(jax.jit, static_argnames=("config", "backbone", "execution"))

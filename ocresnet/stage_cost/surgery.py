@@ -20,16 +20,12 @@ from ocresnet.stage_cost.block_scores import (
     Criterion,
     ScoringData,
     check_blocks,
+    measure,
     own_output,
-    switch_off,
 )
-from ocresnet.stage_cost.recalibration import recalibrate
-from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import counts, resnet
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import ResNetConfig
-
-Array = jax.Array
 
 
 def remove_blocks(network: Network, blocks: Collection[int]) -> Network:
@@ -103,7 +99,6 @@ def greedy_removal_order(
     data: ScoringData,
     *,
     removals: int | None = None,
-    statistics_images: np.ndarray | Array | None = None,
 ) -> list[int]:
     """Remove the block of the lowest score, score the others again, and so on.
 
@@ -112,8 +107,6 @@ def greedy_removal_order(
       criterion: one of `block_scores.CRITERIA`, or a function like them.
       data: what to score with.
       removals: how many blocks to remove; None: all.
-      statistics_images: training images, on which all batch statistics are measured anew before
-        each scoring; None: they stay those of the whole network.
 
     Returns:
       The blocks in the order they are removed, [removals].
@@ -127,8 +120,7 @@ def greedy_removal_order(
         raise ValueError(f"cannot remove {removals} blocks: this network has {depth}.")
     removed: list[int] = []
     for _ in range(removals):
-        current = _gated(network, removed, statistics_images, data)
-        removed.append(int(np.nanargmin(criterion(current, data, removed))))
+        removed.append(int(np.nanargmin(criterion(network, data, removed))))
     return removed
 
 
@@ -148,21 +140,14 @@ class RemovalCurve(NamedTuple):
     probabilities: np.ndarray
 
 
-def removal_curve(
-    network: Network,
-    order: Sequence[int],
-    data: ScoringData,
-    *,
-    statistics_images: np.ndarray | Array | None = None,
-) -> RemovalCurve:
+def removal_curve(network: Network, order: Sequence[int], data: ScoringData) -> RemovalCurve:
     """Measure the network's own output after every removal, in inference mode.
 
     Args:
       network: the network.
       order: blocks, in the order they go.
-      data: what to measure on; to choose how many to remove, not the test set.
-      statistics_images: training images, on which the batch statistics of each shortened network
-        are measured anew; None: those of the whole network are kept.
+      data: what to measure on, with `statistics_images` to recalibrate each shortened network (and
+        the whole one). To choose how many blocks to remove, not the test set.
 
     Raises:
       ValueError: for a block that does not exist or is named twice.
@@ -171,32 +156,9 @@ def removal_curve(
     network = own_output(network)
     rows = []
     for count in range(len(order) + 1):
-        shortened = _gated(network, order[:count], statistics_images, data)
-        measured = trajectory(
-            shortened,
-            data.images,
-            data.labels,
-            loss=data.loss,
-            batch_size=data.batch_size,
-            execution=data.execution,
-        )
+        measured = measure(network, data, order[:count])
         rows.append((network.config.depth - count, *(value[-1] for value in measured[:3])))
     return RemovalCurve(*(np.array(column) for column in zip(*rows, strict=True)))
-
-
-def _gated(
-    network: Network,
-    removed: Collection[int],
-    statistics_images: np.ndarray | Array | None,
-    data: ScoringData,
-) -> Network:
-    """The network with blocks switched off; the full architecture saves compiling each smaller."""
-    network = switch_off(network, removed)
-    if statistics_images is None:
-        return network
-    return recalibrate(
-        network, statistics_images, batch_size=data.batch_size, execution=data.execution
-    )
 
 
 def removals_within_tolerance(curve: RemovalCurve, tolerance: float) -> int:
