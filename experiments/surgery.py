@@ -191,15 +191,11 @@ def cut(
     return {"removed": removed, "full": vars(reports[0]), "surgical": vars(reports[1])}
 
 
-def check_flags(depth: int) -> bool:
-    """Refuse flags that contradict each other; whether a size was given."""
+def check_flags() -> bool:
+    """Refuse impossible flags; whether a size was given."""
     sizes = [flag for flag in (KEEP, BUDGET, TOLERANCE) if flag.value is not None]
     if len(sizes) > 1:
         raise ValueError("give only one of --keep, --budget and --tolerance.")
-    if KEEP.value is not None and not 0 <= KEEP.value <= depth:
-        raise ValueError(
-            f"cannot keep {KEEP.value} blocks: this network has {depth}, so keep 0 to {depth}."
-        )
     for flag in (SAMPLES, STATISTICS, TEST_SAMPLES):
         if flag.value is not None and flag.value < 1:
             raise ValueError(f"--{flag.name} is {flag.value}, but must be at least 1.")
@@ -207,8 +203,10 @@ def check_flags(depth: int) -> bool:
 
 
 def main() -> None:
+    sized = check_flags()
     run = runs.run_of_flags()
-    sized = check_flags(run.network.config.depth)
+    if KEEP.value is not None:
+        run.network.config.subresnet(KEEP.value)  # refuses what cannot be kept
     part = run.data.choosing_part
     data = scoring_data(run, part, SAMPLES.value)
     statistics_images = run.data.train_images[: STATISTICS.value]

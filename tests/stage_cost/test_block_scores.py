@@ -11,61 +11,26 @@ from ocresnet.stage_cost.block_scores import ScoringData, gate, switch_off
 from ocresnet.stage_cost.objective import per_sample_loss
 from ocresnet.stage_cost.trajectory import logits_over_depth
 from ocresnet.systems.network import Network
-from tests.conftest import SMALL, random_images, random_variables
-from tests.systems import numpy_resnet
+from tests.conftest import SMALL, random_images
+from tests.stage_cost.gated_oracle import WHERE, ones_without, oracle_losses, random_network
 
 STAGE_COST = 0.1
-WHERE = {
-    "homogeneous": [("stage_0", k) for k in range(4)],
-    "standard": [
-        ("stage_0", 0),
-        ("stage_0", 1),
-        ("transition_1", ...),
-        ("stage_1", 0),
-        ("transition_2", ...),
-        ("stage_2", 0),
-    ],
-}
-"""The segment of each block, and its place there."""
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=SMALL, scope="module")
 def name(request) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network(name) -> Network:
-    return Network(SMALL[name], *random_variables(SMALL[name]))
+    return random_network(SMALL[name])
 
 
 @pytest.fixture
 def data(network) -> ScoringData:
     images = random_images(network.config, batch=7)
     return ScoringData(images, np.arange(7) % 3, stage_cost=STAGE_COST, batch_size=4)
-
-
-def oracle_losses(name, network, data, gates, of="cross_entropy"):
-    """Of every output for every sample, [outputs, samples], and the outputs, in float64."""
-    params, stats = jax.tree.map(
-        lambda leaf: np.array(leaf, np.float64), (network.params, network.batch_stats)
-    )
-    for (segment, place), factor in zip(WHERE[name], gates, strict=True):
-        params[segment]["residual"]["convolution_2"]["kernel"][place] *= factor
-    logits = numpy_resnet.forward(
-        network.config, params, stats, data.images.astype(np.float64), train=False
-    )
-    right = logits[:, np.arange(len(data.labels)), data.labels]
-    losses = np.log(np.exp(logits).sum(-1)) - right
-    if of == "l2":
-        losses = 0.5 * ((logits - np.eye(3)[data.labels]) ** 2).sum(-1)
-    return losses, logits
-
-
-def ones_without(depth, *removed):
-    gates = np.ones(depth)
-    gates[list(removed)] = 0
-    return gates
 
 
 def check(scores, expected, removed=()):
@@ -75,20 +40,20 @@ def check(scores, expected, removed=()):
     np.testing.assert_allclose(scores, expected, rtol=2e-4, atol=2e-5)
 
 
-def test_real_gates_scale_the_branches(name, network, data):
+def test_real_gates_scale_the_branches(network, data):
     gates = np.random.default_rng(0).normal(size=network.config.depth)
-    _, logits = oracle_losses(name, network, data, gates)
+    _, logits = oracle_losses(network, data, gates)
     got = logits_over_depth(gate(network, gates), data.images)
     np.testing.assert_allclose(got, logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("removed", [(), (1, 2)])
-def test_scores_from_one_pass_for_each_block(name, network, data, removed):
+def test_scores_from_one_pass_for_each_block(network, data, removed):
     depth = network.config.depth
-    before, _ = oracle_losses(name, network, data, ones_without(depth, *removed))
+    before, _ = oracle_losses(network, data, ones_without(depth, *removed))
     after = np.array(
         [
-            oracle_losses(name, network, data, ones_without(depth, *removed, k))[0].mean(-1)
+            oracle_losses(network, data, ones_without(depth, *removed, k))[0].mean(-1)
             for k in range(depth)
         ]
     )
@@ -99,7 +64,7 @@ def test_scores_from_one_pass_for_each_block(name, network, data, removed):
 
 
 @pytest.mark.parametrize("removed", [(), (1, 2)])
-def test_the_taylor_score_is_a_derivative(name, network, data, removed):
+def test_the_taylor_score_is_a_derivative(network, data, removed):
     """Central differences in the gate of each block, sample by sample; of the l2 loss too."""
     depth, step = network.config.depth, 1e-5
     for loss in ("cross_entropy", "l2"):
@@ -107,7 +72,6 @@ def test_the_taylor_score_is_a_derivative(name, network, data, removed):
         for k in range(depth):
             low, high = (
                 oracle_losses(
-                    name,
                     network,
                     data,
                     ones_without(depth, *removed) + sign * step * np.eye(depth)[k],
@@ -120,12 +84,12 @@ def test_the_taylor_score_is_a_derivative(name, network, data, removed):
         check(block_scores.taylor(network, scoring, removed), expected, removed)
 
 
-def test_output_residuals_and_norms(name, network, data):
-    _, logits = oracle_losses(name, network, data, ones_without(network.config.depth, 1))
+def test_output_residuals_and_norms(network, data):
+    _, logits = oracle_losses(network, data, ones_without(network.config.depth, 1))
     residuals = np.linalg.norm(np.diff(logits, axis=0), axis=-1).mean(-1)
     check(block_scores.output_residual(network, data, [1]), residuals, [1])
     norms = []
-    for segment, place in WHERE[name]:
+    for segment, place in WHERE[network.config.blocks]:
         leaves = jax.tree.leaves(network.params[segment]["residual"])
         norms.append(np.sqrt(sum(np.square(np.asarray(leaf)[place]).sum() for leaf in leaves)))
     check(block_scores.weight_norm(network, data, [1]), norms, [1])

@@ -8,12 +8,13 @@ import pytest
 
 from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.systems.network import Network
-from tests.conftest import SMALL, apply, random_images, random_variables
+from tests.conftest import SMALL, apply, random_images
+from tests.stage_cost.gated_oracle import random_network
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def network() -> Network:
-    return Network(SMALL["standard"], *random_variables(SMALL["standard"]))
+    return random_network(SMALL["standard"])
 
 
 def test_one_batch_makes_inference_the_training_pass(network):
