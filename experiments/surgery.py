@@ -178,7 +178,10 @@ def cut(
         removals = removals_within_tolerance(curve, TOLERANCE.value)
     removed = sorted(order[:removals])
     small = recalibrate(
-        remove_blocks(run.network, removed), statistics_images, execution=data.execution
+        remove_blocks(run.network, removed),
+        statistics_images,
+        batch_size=data.batch_size,
+        execution=data.execution,
     )
     networks.save(small, run.workdir / SURGICAL)
     reports = [
