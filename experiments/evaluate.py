@@ -102,7 +102,7 @@ def main() -> None:
         **trajectories,
         "parameter_norms": parameter_norms(run.network.config, run.network.params),
         "state_changes": state_changes(
-            run.network, run.data.test_images, execution=run.training.execution
+            run.network, run.data.images("test"), execution=run.training.execution
         ),
     }
     if EXIT_ACCURACY.value is not None or EXIT_BUDGET.value is not None:

@@ -7,6 +7,7 @@ Public names, in the order one uses them:
   TrainingConfig, fit              train it, with stage costs
   trajectory, calibrate_exits      losses and accuracies over depth, also of plain networks
   recommend_depth, prune           choose a depth and cut there
+  remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
   predict                          classify, leaving early where an exit is sure
   save, load, Network              a network on disk
   export_network, load_exported    one that runs without this package, as StableHLO
@@ -25,6 +26,8 @@ from ocresnet.export import export_network, load_exported
 from ocresnet.stage_cost.early_exit import predict
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.pruning import prune, recommend_depth
+from ocresnet.stage_cost.recalibration import recalibrate
+from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import Network, load, save
 from ocresnet.systems.resnet_config import ResNetConfig
@@ -48,7 +51,9 @@ __all__ = [
     "ocnopt",
     "predict",
     "prune",
+    "recalibrate",
     "recommend_depth",
+    "remove_blocks",
     "save",
     "trajectory",
 ]

@@ -154,6 +154,40 @@ def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
+def draw_removals(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Test accuracy over the blocks kept, a line for each order of removal.
+
+    A color is a criterion; scored once is dashed, greedily solid. The left panel has the batch
+    statistics as trained, the right one those measured anew.
+
+    Args:
+      rows: each with `criterion`, `order`, and over the removals `kept`, `accuracy` and
+        `accuracy_recalibrated`.
+    """
+    figure, axes = panels(2)
+    criteria = list(dict.fromkeys(row["criterion"] for row in rows))
+    keys = ("accuracy", "accuracy_recalibrated")
+    for axis, key, title in zip(axes, keys, ("as trained", "measured anew"), strict=True):
+        for index, row in enumerate(rows):
+            axis.plot(
+                row["kept"],
+                [100 * value for value in row[key]],
+                "--" if row["order"] == "once" else "-",
+                # Orders often agree: thinner lines over thicker ones leave all of them visible.
+                linewidth=4 - 3 * index / len(rows),
+                color=f"C{criteria.index(row['criterion'])}",
+                label=f"{row['criterion']} ({row['order']})",
+            )
+        axis.set(
+            xlabel="residual blocks kept",
+            ylabel="test accuracy (%)",
+            title=f"batch statistics {title}",
+        )
+    figure.set_figwidth(figure.get_figwidth() + 3.0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
 def kept_blocks(pruning_file: Path) -> int | None:
     """How many blocks were kept, if the network was pruned."""
     if not pruning_file.exists():

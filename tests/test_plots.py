@@ -94,3 +94,28 @@ def test_losses_are_over_steps_and_seconds():
     np.testing.assert_array_equal(steps.lines[0].get_xdata(), [1, 2])
     np.testing.assert_array_equal(seconds.lines[0].get_xdata(), [0.5, 1.0])
     np.testing.assert_array_equal(seconds.lines[0].get_ydata(), [2.0, 1.0])
+
+
+def test_removals_has_a_color_for_each_criterion_and_a_style_for_each_order():
+    rows = [
+        {
+            "criterion": criterion,
+            "order": order,
+            "kept": [2, 1, 0],
+            "accuracy": [0.9, 0.8 - shift, 0.1],
+            "accuracy_recalibrated": [0.95, 0.85 - shift, 0.1],
+        }
+        for criterion, order, shift in [
+            ("taylor", "once", 0),
+            ("taylor", "greedy", 0.1),
+            ("tail", "once", 0.2),
+        ]
+    ]
+    trained, anew = plots.draw_removals(rows).axes
+    shown = lines(trained)
+    np.testing.assert_allclose(shown["tail (once)"].get_ydata(), [90, 60, 10])
+    np.testing.assert_allclose(lines(anew)["taylor (greedy)"].get_ydata(), [95, 75, 10])
+    np.testing.assert_allclose(shown["tail (once)"].get_xdata(), [2, 1, 0])
+    once, greedy, tail = (shown[f"{row['criterion']} ({row['order']})"] for row in rows)
+    assert once.get_color() == greedy.get_color() != tail.get_color()
+    assert (once.get_linestyle(), greedy.get_linestyle()) == ("--", "-")

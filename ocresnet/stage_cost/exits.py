@@ -5,17 +5,16 @@ none. They are gathered here from data, with the backbone's weights unchanged.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.trajectory import check_batch_size
+from ocresnet.stage_cost.recalibration import gather_statistics
 from ocresnet.systems import layers, resnet
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import PyTree, Variables
+from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
@@ -44,21 +43,14 @@ def calibrate_exits(
     Raises:
       ValueError: if the images do not fit the network, or there are none.
     """
-    if len(images) == 0:
-        raise ValueError("calibrating the exits needs at least one image, but there are none.")
-    check_batch_size(batch_size)
     config = network.config
     if config.exits == "none":
         config = replace(config, exits="shared")
     batch_stats = _with_fresh_exit_statistics(config, network.batch_stats)
-    batch_size = min(batch_size, len(images))
-    for index in range(len(images) // batch_size):
-        batch = images[index * batch_size : (index + 1) * batch_size]
-        # Keeping the share n / (n + 1) of what was gathered makes the running value a plain mean.
-        momentum = jnp.float32(index / (index + 1))
-        variables = Variables(network.params, batch_stats)
-        batch_stats = _gather(config, variables, batch, momentum, execution)
-    return Network(config, network.params, batch_stats)
+    network = Network(config, network.params, batch_stats)
+    return gather_statistics(
+        network, images, backbone=False, batch_size=batch_size, execution=execution
+    )
 
 
 def _with_fresh_exit_statistics(config: ResNetConfig, batch_stats: PyTree) -> PyTree:
@@ -69,17 +61,3 @@ def _with_fresh_exit_statistics(config: ResNetConfig, batch_stats: PyTree) -> Py
             stats = jax.tree.map(lambda leaf, n=segment.length: jnp.stack([leaf] * n), stats)
         fresh[segment.name] = {**batch_stats[segment.name], "exit": stats}
     return fresh
-
-
-@partial(jax.jit, static_argnames=("config", "execution"))
-def _gather(
-    config: ResNetConfig,
-    variables: Variables,
-    images: Array,
-    momentum: Array,
-    execution: Execution,
-) -> PyTree:
-    _, batch_stats = resnet.apply(
-        config, variables, images, train_exits=True, momentum=momentum, execution=execution
-    )
-    return batch_stats

@@ -111,7 +111,7 @@ def logits_over_depth(
       ValueError: if the images do not fit the network, or there are none.
     """
     parts = []
-    for batch, mask in _batches(len(images), batch_size, "inference"):
+    for batch, mask in batches(len(images), batch_size):
         logits = _logits(network.config, network.variables, images[batch], execution)
         parts.append(np.asarray(logits)[:, : int(mask.sum())])
     return np.concatenate(parts, axis=1)
@@ -152,14 +152,16 @@ def mean_over_batches(
       ValueError: for no samples, an impossible batch size or an unknown mode.
     """
     totals, count = None, 0
-    for batch, mask in _batches(samples, batch_size, mode):
+    for batch, mask in batches(samples, batch_size, mode):
         part = jax.tree.map(partial(np.asarray, dtype=np.float64), sums(batch, mask))
         totals = part if totals is None else jax.tree.map(np.add, totals, part)
         count += int(mask.sum())
     return jax.tree.map(lambda total: total / count, totals)
 
 
-def _batches(samples: int, batch_size: int, mode: Mode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(
+    samples: int, batch_size: int, mode: Mode = "inference"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Index arrays of one size, and masks of those that count: all of 0 ... samples - 1, or in
     training mode those of full batches."""
     if samples == 0:

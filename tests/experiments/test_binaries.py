@@ -147,6 +147,37 @@ def test_export_writes_the_whole_or_the_pruned_network(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_surgery_compares_the_criteria_and_cuts(finished):
+    """Every order and its accuracies, the table, the figure and the network that is left."""
+    few = ("--samples=40", "--statistics=60", "--test_samples=100")
+    code, output, errors = finish("surgery", f"--workdir={finished}", *few, "--keep=2")
+    assert code == 0, errors
+    result = json.loads((finished / "surgery.json").read_text())
+    names = {f"{row['criterion']} ({row['order']})" for row in result["rows"]}
+    assert len(result["rows"]) == len(names) == 12
+    for row in result["rows"]:
+        assert row["kept"] == [3, 2, 1, 0] and len(row["accuracy"]) == 4
+        assert f"| {row['criterion']} ({row['order']}) |" in output
+    whole = {row["accuracy"][0] for row in result["rows"]}
+    assert len(whole) == 1
+    (removed,) = result["cut"]["removed"]
+    greedy = next(
+        row
+        for row in result["rows"]
+        if row["criterion"] == "loss_increase" and row["order"] == "greedy"
+    )
+    assert removed == greedy["removed"][0] and result["cut"]["order"] == "greedy"
+    assert load(finished / "surgical").config.blocks == (2,)
+    assert (finished / "surgery.md").read_text() in output
+    assert (finished / "figures" / "surgery.png").is_file()
+    code, output, errors = finish(
+        "surgery", f"--workdir={finished}", *few, "--tolerance=100", "--criterion=taylor"
+    )
+    assert code == 0, errors
+    assert load(finished / "surgical").config.blocks == (0,)
+
+
+@pytest.mark.slow
 def test_a_real_sigkill_loses_no_finished_epoch(finished, tmp_path):
     """SIGKILL at an arbitrary moment, then the same command: the same metrics, to the bit."""
     process = start("train", *QUICK, f"--workdir={tmp_path}")
@@ -174,7 +205,7 @@ def test_help_is_grouped_and_names_presets():
     assert code == 0
     for part in ("Run:", "Network:", "Objective:", "Optimizer:", "--stage_cost", "Table 1"):
         assert part in output
-    for program in ("evaluate", "prune", "finetune", "demo", "write_tfds", "export"):
+    for program in ("evaluate", "prune", "finetune", "surgery", "demo", "write_tfds", "export"):
         code, output, _ = finish(program, "--help")
         assert code == 0 and "python -m experiments." in output
 
@@ -183,6 +214,9 @@ def test_help_is_grouped_and_names_presets():
     ("program", "arguments", "message"),
     [
         ("train", (), "--preset is needed"),
+        ("surgery", (), "--workdir is needed"),
+        ("surgery", ("--keep=2", "--budget=0.5"), "only one of --keep, --budget and --tolerance"),
+        ("surgery", ("--samples=0",), "--samples is 0"),
         ("train", ("--preset=digits_homogeneous12_shared", "--exits=some"), "none|shared|separate"),
         ("train", ("--preset=digits_homogeneous12_shared", "--batch_size=0"), "batch_size is 0"),
         ("train", ("--preset=digits_homogeneous12_shared", "--devices=3"), "this machine has 1"),
