@@ -31,14 +31,10 @@ def measure(network: Network, train: bool) -> tuple[np.ndarray, np.ndarray]:
     logits = numpy_resnet.forward(network.config, params, stats, images, train)
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     losses = -np.log(chances[:, np.arange(6), labels]).mean(-1)
-    squares = []
-    for stage, count in enumerate(network.config.blocks):
-        names = [f"transition_{stage}"] * (stage > 0 and count > 0)
-        for name in [*names, f"stage_{stage}"]:
-            # The blocks of a run lie along the first axis; a transition is one block.
-            residuals = jax.tree.leaves(params.get(name, {}).get("residual", {}))
-            flat = [leaf.reshape(len(leaf) if name not in names else 1, -1) for leaf in residuals]
-            squares += list(sum((leaf**2).sum(1) for leaf in flat)) if flat else []
+    squares = [
+        sum(np.sum(leaf**2) for leaf in jax.tree.leaves(block["residual"]))
+        for block, *_ in numpy_resnet.blocks_in_order(network.config, params, stats)
+    ]
     return losses, np.array(squares)
 
 

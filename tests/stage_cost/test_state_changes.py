@@ -27,7 +27,7 @@ def changes_of(network: Network, images: np.ndarray, train: bool) -> np.ndarray:
             block["residual"], block_stats["residual"], x, 1 + (before != stage), train
         )
         if before != stage:
-            x = oracle.project(params["projections"][f"stage_{stage}"]["kernel"], x)
+            x = oracle.project(params["projections"][f"stage_{stage}"]["kernel"], x, stage)
         flat_x, flat_change = x.reshape(len(x), -1), change.reshape(len(x), -1)
         norm, before_norm = np.linalg.norm(flat_change, axis=1), np.linalg.norm(flat_x, axis=1)
         cosines = (flat_x * flat_change).sum(1) / before_norm / norm

@@ -59,6 +59,18 @@ def entry(tree, position):
     return tree[position]
 
 
+def blocks_in_order(config, params, stats):
+    """(params, stats, stage of the state before, stage of the block) of every basic block."""
+    for stage, count in enumerate(config.blocks):
+        for index in range(count):
+            if stage > 0 and index == 0:
+                name = f"transition_{stage}"
+                yield params[name], stats[name], stage - 1, stage
+                continue
+            name, position = f"stage_{stage}", index - (stage > 0)
+            yield entry(params[name], position), entry(stats[name], position), stage, stage
+
+
 def stem(config, params, stats, images, train):
     x = (images - np.array(config.pixel_mean)) / np.array(config.pixel_deviation)
     imagenet = config.stem == "imagenet"
