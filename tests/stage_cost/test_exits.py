@@ -30,8 +30,9 @@ def test_exits_get_the_mean_moments_of_the_batches_and_nothing_else_changes(plai
         norm = {key: np.asarray(value) for key, value in params["stem"]["norm"].items()}
         running = {key: np.asarray(value) for key, value in stats["stem"]["norm"].items()}
         x = numpy_resnet.relu(numpy_resnet.batch_norm(norm, running, x, train=False))
-        for name in ("stage_1", "stage_2"):
-            x = numpy_resnet.project(np.asarray(params["projections"][name]["kernel"]), x)
+        for stage in (1, 2):
+            kernel = np.asarray(params["projections"][f"stage_{stage}"]["kernel"])
+            x = numpy_resnet.project(kernel, x, stage)
         moments.append((x.mean((0, 1, 2)), x.var((0, 1, 2))))
     mean, variance = np.mean(moments, axis=0)
     exit_stats = stats["stage_0"]["exit"]
