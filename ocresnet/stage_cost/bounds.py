@@ -3,7 +3,8 @@
 Both bound a ResNet-N trained with stage cost by what its SubResNet-M, trained alone, measures. They
 are the objective of the ResNet-N at a feasible point, the SubResNet followed by blocks that do
 nothing (`embedding.embed`), so they hold for a network that is at least as good as that point: for
-a global minimum, and not for every trained network. They speak of training losses.
+a global minimum, and not for every trained network. They speak of training losses: measure them
+on the training set, with `trajectory(..., mode="training")` as the objective has them in a step.
 
 Notation
     N, M       blocks of the ResNet and of its SubResNet, 0 <= M <= N
@@ -16,17 +17,17 @@ Notation
                                 + (1 + gamma (N - M)) Lbar
     Theorem 2:  L_avg <= Lbar + C / (N + 1),   C = S + (1 - gamma - gamma M) / gamma Lbar
 
-Where the paper measures. Its Tables 2 and 3 print for Theorem 2
+What the paper prints. Its Tables 2 and 3 give for Theorem 2
 
     Lbar + S + (C - S) / (N + 1)
 
-in which the sum S of the intermediate losses is not divided by N + 1, as the proof divides it. It
-is the only reading that fits the rows with M = 0, where S = 0 and all is given by Lbar, and that
-leaves a weight decay of at least zero in the printed Jbar_N of every other row. Without that
-reading, too: the theorem's bound is (Jbar_N - weight decay) / (gamma (N + 1)), so it cannot exceed
-Jbar_N / (gamma (N + 1)); every printed row with M > 0 is 19 to 48 times that. Divided, the
-bound for the homogeneous network and M = 6 is 0.247 instead of 13.275 and the gap 0.160 instead of
-13.188: as tight as Theorem 1 (0.176), unlike what the paper's text says of it.
+in which the sum S of the intermediate losses is not divided by N + 1, as the proof divides it. Of
+the readings tried (the theorem, this one, C, Lbar + C) it alone fits the rows with M = 0, where
+S = 0 and all is given by Lbar, and leaves the printed Jbar_N of every other row a weight decay of
+at least zero. In any reading the theorem's bound is (Jbar_N - weight decay) / (gamma (N + 1))
+and cannot exceed Jbar_N / (gamma (N + 1)); every printed row with M > 0 is 19 to 48 times that.
+Divided, the bound for the homogeneous network and M = 6 is 0.247 instead of 13.275, and its gap
+0.160 instead of 13.188: as tight as that of Theorem 1 (0.176), unlike what the text says of it.
 """
 
 from collections.abc import Sequence
