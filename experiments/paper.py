@@ -5,7 +5,8 @@
   python -m experiments.paper --artefact=table3 --scale=paper --dataset=cifar10 --data_dir=data
 
 plans the runs, skips those that are finished in the workdir, continues those that were interrupted,
-trains the rest, and writes each artefact (all of them, unless --artefact names some) to
+trains the rest, and writes each artefact (all the paper has of that data set, unless --artefact
+names some) to
 <output>/<scale>_<dataset>/: tables as .md and .csv beside the paper's numbers, figures as .png and
 .pdf, and the measured values behind both as .json. --plan only prints the runs and their cost.
 """
@@ -16,11 +17,11 @@ from typing import cast, get_args
 from absl import flags
 
 from experiments import command_line, paper_artefacts, paper_runs
-from experiments.paper_plan import SCALES, Artefact, plan
+from experiments.paper_plan import SCALES, Artefact, default_artefacts, plan
 from experiments.presets import IMAGE_SHAPES
 
 ARTEFACTS = flags.DEFINE_multi_enum(
-    "artefact", list(get_args(Artefact)), get_args(Artefact), "Tables and figures to make."
+    "artefact", None, get_args(Artefact), "Tables and figures to make. Default: all the paper has."
 )
 DATASET = flags.DEFINE_enum("dataset", "cifar10", list(IMAGE_SHAPES), "What the networks learn.")
 SCALE = flags.DEFINE_enum("scale", "small", list(SCALES), "How large the experiment is.")
@@ -44,7 +45,7 @@ GROUPS: dict[str, list[flags.FlagHolder]] = {
 
 def main() -> None:
     dataset, scale, seeds = DATASET.value, SCALE.value, range(SEEDS.value)
-    artefacts = cast(list[Artefact], ARTEFACTS.value)
+    artefacts = cast(list[Artefact], ARTEFACTS.value) or default_artefacts(dataset)
     runs = plan(artefacts, dataset, scale, seeds)
     folder = Path(WORKDIR.value) / scale
     print(paper_runs.describe(runs, folder, RATE.value))

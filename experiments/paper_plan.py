@@ -10,7 +10,7 @@ smoke   3 blocks on the bundled digits, one epoch: for tests
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from experiments.presets import (
     IMAGE_SHAPES,
@@ -25,6 +25,15 @@ from ocresnet.training.config import TrainingConfig
 
 Architecture = Literal["homogeneous", "standard"]
 Artefact = Literal["table1", "table2", "table3", "figure2", "figure3", "figure4", "figure5"]
+
+
+def default_artefacts(dataset: str) -> tuple[Artefact, ...]:
+    """Those of the paper: it trains the standard network on CIFAR-10 only."""
+    artefacts = get_args(Artefact)
+    if dataset == "cifar10":
+        return artefacts
+    return tuple(name for name in artefacts if ARCHITECTURE.get(name) != "standard")
+
 
 ARCHITECTURE: dict[str, Architecture] = {
     "table2": "standard",

@@ -105,7 +105,11 @@ def _squares_of_layer(metric: Metric, x: Array, delta: Array) -> Array:
         x = x @ metric.input_basis
     if metric.output_basis is not None:
         delta = delta @ metric.output_basis
-    if x.shape[1] > 1:
+    locations, rows, channels = x.shape[1], x.shape[2], delta.shape[2]
+    if metric.weights is None and locations * (rows + channels) < rows * channels:
+        # The same sum without the gradients: over pairs of locations, of which there are fewer.
+        return jnp.sum((x @ x.mT) * (delta @ delta.mT), axis=(1, 2))
+    if locations > 1:
         squares = jnp.square(jnp.einsum("bli,blo->bio", x, delta))
         if metric.weights is not None:
             squares *= metric.weights
