@@ -1,0 +1,96 @@
+"""The notebook: it runs as it is, and is kept without outputs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "experiments" / "notebooks" / "depth_on_digits.ipynb"
+
+RUN = """
+import json, sys
+
+names = {"__name__": "__main__"}
+for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+import matplotlib.pyplot as plt
+
+accuracy = names["test_accuracy"]
+networks = ("network", "small", "surgical", "single")
+measured = {name: accuracy(names[name]) for name in networks}
+measured |= {name: accuracy(names[name].network) for name in ("tuned", "distilled")}
+kept = {name: choice.blocks for name, choice in names["chosen"].items()}
+early = float((names["early"].labels == names["data"].test_labels).mean())
+print(json.dumps({"accuracy": measured, "kept": kept, "early": early,
+                  "blocks": float(names["early"].blocks.mean()),
+                  "figures": len(plt.get_fignums())}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[dict]:
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+
+
+def test_it_is_kept_without_outputs_and_with_names_for_its_cells(cells):
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None, cell["id"]
+    names = [cell["id"] for cell in cells]
+    assert len(set(names)) == len(names)
+    # Jupyter gives new cells random names: a name here says what the cell is about.
+    assert all(name.replace("-", "").isalpha() for name in names)
+
+
+def test_its_first_code_cell_reports_the_backend(cells, capsys):
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    exec(compile("".join(first["source"]), first["id"], "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("backend: cpu")
+    assert len(lines) == 9 and all(line.startswith("device: ") for line in lines[1:])
+
+
+def test_on_colab_it_installs_what_a_tpu_needs_from_the_repository(cells, monkeypatch):
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    calls = []
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: calls.append((*args, kwargs)))
+    exec(compile("".join(first["source"]), first["id"], "exec"), {})
+    ((command, options),) = calls
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert (ROOT / command[command.index("-r") + 1]).is_file()
+    assert options == {"cwd": Path(sys.path[0]), "check": True}
+
+
+@pytest.mark.slow
+def test_it_runs_and_tells_its_story():
+    """Every cell in a process of its own: training twice, cuts, fine-tuning, early exits."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, str(NOTEBOOK)],
+        cwd=ROOT,
+        env={**environment, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout.splitlines()[-1])
+    accuracy, kept = measured["accuracy"], measured["kept"]
+    assert accuracy["network"] > 94
+    assert kept["with stage cost"] <= 8 < kept["without"]
+    for name in ("small", "surgical"):
+        assert accuracy[name] > accuracy["network"] - 2, name
+    assert accuracy["single"] < accuracy["network"] - 1
+    assert accuracy["tuned"] > accuracy["single"] - 1
+    assert accuracy["distilled"] > accuracy["single"]
+    assert measured["early"] > accuracy["network"] / 100 - 0.02 and measured["blocks"] < 8
+    assert measured["figures"] == 2
