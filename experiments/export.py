@@ -20,7 +20,7 @@ from experiments import command_line, runs
 from experiments.prune import PRUNED
 from ocresnet.export import Pixel, export_network
 from ocresnet.systems import network as networks
-from ocresnet.training.fit import NETWORK
+from ocresnet.training import records
 
 OUTPUT = flags.DEFINE_string("output", None, "The file. Default: <workdir>/model.stablehlo.")
 WHICH = flags.DEFINE_bool(
@@ -41,7 +41,7 @@ def main() -> None:
         raise ValueError("--workdir is needed: the folder of a finished run of experiments.train.")
     workdir = Path(runs.WORKDIR.value)
     pruned = (workdir / PRUNED).is_dir() if WHICH.value is None else WHICH.value
-    network = networks.load(workdir / (PRUNED if pruned else NETWORK))
+    network = networks.load(workdir / (PRUNED if pruned else records.NETWORK))
     output = Path(OUTPUT.value or workdir / "model.stablehlo")
     pixel: Pixel = "uint8" if PIXEL.value == "uint8" else "float32"
     export_network(network, output, exits=ALL_EXITS.value, batch_size=BATCH.value, pixel=pixel)

@@ -71,7 +71,7 @@ class Scale:
 SCALES = {
     "paper": Scale(blocks=PAPER_BLOCKS, step=6, cut=12),
     "small": Scale(blocks=12, step=2, cut=4, samples=10_000),
-    "smoke": Scale(blocks=3, step=1, cut=1, samples=256),
+    "smoke": Scale(blocks=3, step=3, cut=1, samples=256),
 }
 
 EPOCHS: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = {

@@ -14,7 +14,7 @@ from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.fit import NETWORK, fit, for_dataset
+from ocresnet.training.fit import fit, for_dataset
 from ocresnet.training.loop import CHECKPOINTS
 from ocresnet.training.restore import load_configs
 
@@ -35,7 +35,7 @@ def state_of(run: PlannedRun, folder: Path) -> State:
     found = training_of(folder, run.name)
     if found != run.training:
         records.refuse_other_config(asdict(found), asdict(run.training), str(workdir))
-    done = (workdir / records.TRAJECTORY).exists() and (workdir / NETWORK).is_dir()
+    done = (workdir / records.TRAJECTORY).exists() and (workdir / records.NETWORK).is_dir()
     return "finished" if done else "interrupted"
 
 
@@ -97,7 +97,7 @@ def measure(workdir: Path, data: Dataset) -> dict[str, Any]:
       `train_in_training_mode` (with the statistics of each batch) and `state_changes` (on the test
       set).
     """
-    network = networks.load(workdir / NETWORK)
+    network = networks.load(workdir / records.NETWORK)
     training = training_of(workdir.parent, workdir.name)
     return {
         **records.read_json(workdir / records.TRAJECTORY),

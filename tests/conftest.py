@@ -28,22 +28,9 @@ apply = jax.jit(resnet.apply, static_argnames=("config", "train", "train_exits",
 """`resnet.apply`, compiled: tests would spend their time dispatching single operations."""
 
 
-def random_variables(config: ResNetConfig, seed: int = 0) -> Variables:
-    """Parameters and statistics with nothing at a special value, so that no term can hide."""
-    variables = resnet.init(config, jax.random.key(seed))
-    rng = np.random.default_rng(seed)
-
-    def perturb(path, leaf):
-        name = path[-1].key
-        noise = rng.normal(size=leaf.shape)
-        value = np.exp(0.3 * noise) if name == "variance" else np.asarray(leaf) + 0.3 * noise
-        return jax.numpy.asarray(value, leaf.dtype)
-
-    return Variables(**jax.tree.map_with_path(perturb, variables._asdict()))
-
-
 def random_network(config: ResNetConfig, seed: int = 0) -> Network:
-    """A network like `random_variables`, of float32 arrays of numpy: nothing has to be compiled."""
+    """A network with nothing at a special value, so that no term can hide. Its float32 arrays are
+    drawn by numpy: nothing has to be compiled."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -52,6 +39,11 @@ def random_network(config: ResNetConfig, seed: int = 0) -> Network:
 
     shapes = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0))._asdict())
     return Network(config, **jax.tree.map_with_path(draw, shapes))
+
+
+def random_variables(config: ResNetConfig, seed: int = 0) -> Variables:
+    """The variables of `random_network`, as arrays of JAX."""
+    return jax.tree.map(jax.numpy.asarray, random_network(config, seed).variables)
 
 
 def random_images(config: ResNetConfig, batch: int = 5, seed: int = 1) -> np.ndarray:

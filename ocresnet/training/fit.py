@@ -22,9 +22,6 @@ from ocresnet.training.interruption import stop_requests
 from ocresnet.training.loop import TrainingLoop
 from ocresnet.training.step import training_outputs
 
-NETWORK = "network"
-"""Folder of the finished network in a run's workdir."""
-
 
 class Run(NamedTuple):
     """The result of `fit`.
@@ -144,7 +141,7 @@ def fit(
     if folder is not None and jax.process_index() == 0:
         norms = parameter_norms(network, trained.params)
         records.write_json(folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms})
-        networks.save(trained, folder / NETWORK)
+        networks.save(trained, folder / records.NETWORK)
     return Run(trained, loop.metrics, trajectories, interrupted)
 
 

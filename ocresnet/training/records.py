@@ -24,6 +24,9 @@ from ocresnet.files import replace_file
 
 CONFIG, RUN, METRICS, TRAJECTORY = "config.json", "run.json", "metrics.jsonl", "trajectory.json"
 
+NETWORK = "network"
+"""Folder of the finished network in a run's workdir."""
+
 PACKAGES = ("ocresnet", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

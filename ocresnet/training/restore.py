@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 
+from ocresnet.systems import network as networks
 from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet_config import ResNetConfig
@@ -46,7 +47,8 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
 
     Returns:
       The network (its moving average, if the run keeps one), as it was trained: without stage cost
-      its exits are not calibrated.
+      its exits are not calibrated. A finished run that gave up its checkpoints still has its last
+      network, with calibrated exits.
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint, or no best one.
@@ -55,6 +57,8 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
     network, config, data = load_configs(workdir)
     folder = Path(workdir) / CHECKPOINTS
     if not folder.is_dir():
+        if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
+            return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
     checkpoints = Checkpoints(folder, scored="validation" in data["samples"])
     try:

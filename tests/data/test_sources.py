@@ -39,6 +39,16 @@ def test_npz(npz):
     assert data.classes == 10
 
 
+def test_the_first_samples_of_a_data_set(npz):
+    whole, first = load_dataset(str(npz)), load_dataset(f"{npz}[:7]")
+    np.testing.assert_array_equal(first.train_images, whole.train_images[:7])
+    np.testing.assert_array_equal(first.train_labels, whole.train_labels[:7])
+    np.testing.assert_array_equal(first.test_labels, whole.test_labels)
+    assert first.source == f"{npz}[:7]" and first.classes == whole.classes
+    with pytest.raises(ValueError, match="31 training samples were asked for.*choose 1 to 30"):
+        load_dataset(f"{npz}[:31]")
+
+
 def test_a_tfds_folder_holds_what_was_written(npz, tmp_path):
     folder = write_tfds(str(npz), "mnist", str(tmp_path / "tfds"))
     assert folder.is_dir()

@@ -9,6 +9,7 @@ from ocresnet.stage_cost.objective import (
     output_losses,
     per_sample_loss,
     separate_exit_mask,
+    stage_costs,
     weight_decay_mask,
 )
 
@@ -74,3 +75,21 @@ def test_masks_name_residual_branches_and_separate_heads():
 def test_unknown_losses_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         per_sample_loss(*arguments)
+
+
+def test_stage_costs_over_depth_have_the_same_mean():
+    expected = {
+        "constant": [0.1, 0.1, 0.1, 0.1],
+        "linear": [0.04, 0.08, 0.12, 0.16],
+        "terminal": [0.0, 0.0, 0.0, 0.4],
+    }
+    for schedule, wanted in expected.items():
+        np.testing.assert_allclose(stage_costs(0.1, 4, schedule), wanted, rtol=1e-6)
+    np.testing.assert_allclose(stage_costs(0.1, 8, "terminal"), [0] * 6 + [0.4] * 2, rtol=1e-6)
+    for schedule in expected:
+        assert stage_costs(0.1, 0, schedule).shape == (0,)
+    losses = np.array([4.0, 3.0, 2.0, 1.0, 0.5])
+    wanted = 0.5 + 0.04 * 4 + 0.08 * 3 + 0.12 * 2 + 0.16 * 1
+    assert objective(losses, stage_costs(0.1, 4, "linear")) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="must be one of constant, linear, terminal"):
+        stage_costs(0.1, 4, "quadratic")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -251,6 +252,9 @@ def test_what_cannot_work_is_refused_before_anything_is_compiled(toy_data, tmp_p
     separate = replace(network(toy_data), exits="separate")
     with pytest.raises(ValueError, match="separate exit heads learn only from the stage cost"):
         fit(separate, replace(CONFIG, stage_cost=0.0), toy_data, devices=ONE_DEVICE)
+    rising = replace(CONFIG, stage_cost_schedule="linear")
+    with pytest.raises(ValueError, match="stage_cost_schedule is 'linear', but separate exit"):
+        fit(separate, rising, toy_data, devices=ONE_DEVICE)
     with pytest.raises(ValueError, match="keep_checkpoints is 0"):
         run(toy_data, keep_checkpoints=0)
     (tmp_path / "file").write_text("")
@@ -263,4 +267,17 @@ def test_restoring_what_is_not_there(tmp_path, toy_data):
         restore_network(tmp_path)
     run(toy_data, tmp_path, config=replace(CONFIG, epochs=1, validation=0.0))
     with pytest.raises(FileNotFoundError, match="no best checkpoint"):
+        restore_network(tmp_path, "best")
+
+
+def test_a_finished_run_without_checkpoints_still_has_its_last_network(toy_data, tmp_path):
+    finished = run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+    shutil.rmtree(tmp_path / "checkpoints")
+    restored = restore_network(tmp_path)
+    assert restored.config == finished.network.config
+    for one, other in zip(
+        *map(jax.tree.leaves, (restored.variables, finished.network.variables)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(FileNotFoundError, match="there are no checkpoints"):
         restore_network(tmp_path, "best")

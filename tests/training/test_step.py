@@ -78,12 +78,18 @@ def test_gamma_changes_the_result():
     assert np.abs(stem[0] - stem[1]).max() > 1e-5
 
 
-def test_the_gradient_is_that_of_equation_3():
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("constant", [1, 1, 1, 1]), ("linear", [0.4, 0.8, 1.2, 1.6]), ("terminal", [0, 0, 0, 4])],
+)
+def test_the_gradient_is_that_of_equation_3(schedule, shares):
     """One step without momentum and decay moves every parameter by -alpha dJ/dw, dJ/dw computed
     exit by exit from separate losses."""
     network = SMALL["homogeneous"]
     gamma = 0.3
-    config = TrainingConfig(stage_cost=gamma, momentum=0.0, weight_decay=0.0)
+    config = TrainingConfig(
+        stage_cost=gamma, stage_cost_schedule=schedule, momentum=0.0, weight_decay=0.0
+    )
     start = resnet.init(network, jax.random.key(0))
     images = random_images(network, batch=BATCH, seed=0)
     labels = np.arange(BATCH) % network.classes
@@ -100,7 +106,7 @@ def test_the_gradient_is_that_of_equation_3():
 
     total = jax.tree.map(jnp.zeros_like, start.params)
     for index in range(network.depth + 1):
-        weight = 1.0 if index == network.depth else gamma
+        weight = 1.0 if index == network.depth else gamma * shares[index]
         part = gradient_of_exit(start.params, index)
         total = jax.tree.map(lambda t, p, w=weight: t + w * p, total, part)
     state, _ = train(network, config, steps=1)

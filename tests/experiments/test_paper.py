@@ -1,0 +1,112 @@
+"""The paper's plan, and one table and figure made from nothing at the smallest scale."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.paper_numbers import BOUNDS, TABLE_1
+from experiments.paper_plan import SCALES, default_artefacts, plan
+from experiments.presets import PRESETS
+from ocresnet.training import records
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_plan_of_table_1_is_that_of_the_presets():
+    runs = {run.name: run for run in plan(["table1"], "cifar10", "paper", [0])}
+    assert len(runs) == 8
+    for name, run in runs.items():
+        architecture, kind, _ = name.split("/")
+        preset = PRESETS[f"{architecture}{kind}"]
+        assert (run.network, run.training) == (preset.network, preset.training)
+        assert run.data == "cifar10" and run.cost == pytest.approx(preset.cost)
+
+
+def test_a_plan_holds_every_run_once():
+    artefacts = default_artefacts("cifar10")
+    names = [run.name for run in plan(artefacts, "cifar10", "paper", [0, 1])]
+    assert len(set(names)) == len(names) == 2 * 2 * (10 + 2)
+    depths = {int(name.split("/")[1].split("_")[0]) for name in names if "plain" in name}
+    assert depths == set(range(0, 55, 6))
+
+
+def test_only_the_paper_s_artefacts_are_made_by_default():
+    assert default_artefacts("mnist") == ("table1", "table3", "figure3", "figure5")
+    with pytest.raises(ValueError, match="no runs on digits"):
+        plan(["table1"], "digits", "paper", [0])
+
+
+def test_small_runs_keep_the_weight_of_all_stage_costs():
+    (shared, *_), scale = plan(["table3"], "mnist", "small", [0]), SCALES["small"]
+    assert shared.training.stage_cost * scale.blocks == pytest.approx(0.02 * 54)
+    assert shared.data == "mnist[:10000]" and shared.network.depth == scale.blocks
+
+
+def test_printed_bounds_without_a_subresnet_s_blocks_follow_from_its_loss():
+    """Rows with M = 0 of Tables 2 and 3 are given by their first column (gamma 0.02, N = 54)."""
+    for rows in BOUNDS.values():
+        loss = rows[0].loss
+        assert rows[0].objective_bound == pytest.approx((1 + 0.02 * 54) * loss, abs=2e-3)
+        average = loss + (1 - 0.02) / 0.02 * loss / 55
+        assert rows[0].average_loss_bound == pytest.approx(average, abs=2e-3)
+    assert all(len(table) == 6 for table in TABLE_1.values())
+
+
+def paper(*arguments: str) -> str:
+    command = [sys.executable, "-m", "experiments.paper", "--scale=smoke", "--dataset=digits"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_table_and_a_figure_by_one_command(tmp_path):
+    """Planning, training, measuring and writing; the second time nothing is trained."""
+    arguments = (f"--workdir={tmp_path}", "--artefact=table3", "--artefact=figure5")
+    output = paper(*arguments)
+    assert output.count("to do") == 2 * 4 and "epoch 1/1" in output
+    folder = tmp_path / "smoke_digits"
+    assert {path.name for path in folder.iterdir()} == {
+        "table3.md",
+        "table3.csv",
+        "figure5.png",
+        "figure5.pdf",
+    }
+
+    # The table's numbers are the measured losses' in the theorems' formulas.
+    runs = tmp_path / "smoke" / "digits_homogeneous"
+    shared, plain, shallow = (
+        json.loads((runs / kind / "seed_0" / "measurements.json").read_text())
+        for kind in ("3_shared", "3_plain", "0_plain")
+    )
+    gamma, decay = 0.02 * 54 / 3, 1e-3
+    value = shared["train"]["losses"][-1] + gamma * sum(shared["train"]["losses"][:-1])
+    value += decay / 2 * np.sum(np.square(shared["parameter_norms"]))
+    losses = plain["train"]["losses"]
+    bound = (1 + 0 * gamma) * losses[-1] + gamma * sum(losses[:-1])
+    bound += decay / 2 * np.sum(np.square(plain["parameter_norms"]))
+    rows = [line.split(",") for line in (folder / "table3.csv").read_text().splitlines()]
+    cells = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    assert float(cells["3"]["J_N"]) == pytest.approx(value, abs=1e-3)
+    assert float(cells["3"]["J_bar"]) == pytest.approx(bound, abs=1e-3)
+    loss = shallow["train"]["losses"][0]
+    assert float(cells["0"]["J_bar"]) == pytest.approx((1 + 3 * gamma) * loss, abs=1e-3)
+    assert len(shared["train_in_training_mode"]["losses"]) == 4
+
+    again = paper(*arguments)
+    assert "to do" not in again and "epoch" not in again
+    assert again.count("finished") == 2 * 4
+    # A run that was made otherwise is not taken for one of these.
+    config = runs / "3_shared" / "seed_0" / records.CONFIG
+    config.write_text(config.read_text().replace('"epochs": 1', '"epochs": 2'))
+    command = [sys.executable, "-m", "experiments.paper", "--scale=smoke", "--dataset=digits"]
+    refused = subprocess.run(
+        [*command, *arguments, "--plan"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == 1 and "epochs is 2 there and 1 here" in refused.stderr
