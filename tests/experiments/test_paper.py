@@ -100,7 +100,7 @@ def test_a_table_and_a_figure_by_one_command(tmp_path):
     assert len(shared["train_in_training_mode"]["losses"]) == 4
 
     again = paper(*arguments)
-    assert "to do" not in again and "epoch" not in again
+    assert "to do" not in again and "epoch 1/1" not in again
     assert again.count("finished") == 2 * 4
     # A run that was made otherwise is not taken for one of these.
     config = runs / "3_shared" / "seed_0" / records.CONFIG
