@@ -5,6 +5,7 @@
 
 Parts:
   stage_cost   stage-cost step (shared heads) over plain step, standard and homogeneous
+  overhead     the same in time and memory over depth and width, shared and separate heads
   scan         scanned over unrolled: step, first call; first call at 54 over 18 blocks
   remat        time and memory of what the backward pass recomputes
   torch        ours over the same network, loss and optimizer in PyTorch (needs ocresnet[bench]),
@@ -39,7 +40,7 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizer import paper_optimizer
 from ocresnet.training.step import init_state, make_train_step
 
-PARTS = ("stage_cost", "scan", "remat", "torch")
+PARTS = ("stage_cost", "overhead", "scan", "remat", "torch")
 
 CHOSEN = flags.DEFINE_multi_enum("parts", list(PARTS), PARTS, "What to measure.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a step of the standard network.")
@@ -57,6 +58,9 @@ GROUPS: dict[str, list[flags.FlagHolder]] = {
 }
 
 GAMMA = 0.02
+
+OVERHEAD_SHAPES = ((6, 16), (18, 16), (54, 16), (12, 8), (12, 32), (12, 64))
+"""Blocks and filters of the homogeneous networks of the part "overhead"."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,27 @@ def stage_cost() -> list[Row]:
         seconds = alternate(steps, ROUNDS.value)
         what = f"{name}, batch {batch_size}: stage cost / plain"
         rows.append(_time_row("stage_cost", what, seconds, "stage cost", "plain"))
+    return rows
+
+
+def overhead() -> list[Row]:
+    rows = []
+    for blocks, filters in OVERHEAD_SHAPES:
+        network = ResNetConfig.homogeneous(blocks, filters)
+        batch_size = HOMOGENEOUS_BATCH_SIZE.value
+        steps = {
+            "plain": Step(replace(network, exits="none"), 0.0, batch_size),
+            "shared": Step(network, GAMMA, batch_size),
+            "separate": Step(replace(network, exits="separate"), GAMMA, batch_size),
+        }
+        seconds = alternate(steps, ROUNDS.value)
+        for name in ("shared", "separate"):
+            memory = steps[name].temporary_megabytes / steps["plain"].temporary_megabytes
+            what = (
+                f"{blocks} blocks, {filters} filters, batch {batch_size}: {name} / plain "
+                f"(memory {memory:.2f})"
+            )
+            rows.append(_time_row("overhead", what, seconds, name, "plain"))
     return rows
 
 
@@ -286,7 +311,13 @@ def main() -> None:
             raise ValueError(f"--threads is {THREADS.value}, but must be 1 to {len(cores)}.")
         # Before JAX starts: it makes one thread for every core that it sees.
         os.sched_setaffinity(0, cores[: THREADS.value])
-    measure = {"stage_cost": stage_cost, "scan": scan, "remat": remat, "torch": torch}
+    measure = {
+        "stage_cost": stage_cost,
+        "overhead": overhead,
+        "scan": scan,
+        "remat": remat,
+        "torch": torch,
+    }
     rows: list[Row] = []
     for part in CHOSEN.value:
         rows += measure[part]()
