@@ -83,7 +83,7 @@ def bounds_table(
     columns = ["M", "L_bar", "J_N", "J_bar", "gap 1", "L_avg", "L_bar_avg", "gap 2", "as printed"]
     columns += ["training mode: L_bar", "J_N", "J_bar", "L_avg", "L_bar_avg"]
     if paper:
-        columns += ["paper: L_bar", "J_N", "J_bar", "L_avg", "L_bar_avg"]
+        columns += ["paper: L_bar", "J_N", "J_bar", "gap 1", "L_avg", "L_bar_avg", "gap 2"]
     stage_cost = _of_seeds(folder, dataset, architecture, scale.blocks, "shared", seeds)
     rows = []
     for blocks in scale.depths:

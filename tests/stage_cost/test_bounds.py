@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.paper_numbers import BOUNDS, BoundsRow
 from ocresnet.stage_cost.bounds import (
     average_loss,
     theorem1,
@@ -92,89 +92,50 @@ def test_the_constant_does_not_depend_on_the_depth():
     np.testing.assert_allclose(bounds[2].bound, 0.1, atol=1e-5)
 
 
-class Row(NamedTuple):
-    """A row of Table 2 or 3: the SubResNet's depth and loss, then value, bound and gap, twice."""
-
-    blocks: int
-    loss: float
-    value_1: float
-    bound_1: float
-    gap_1: float
-    value_2: float
-    bound_2: float
-    gap_2: float
-
-
-PAPER = {
-    "standard": [
-        Row(0, 1.326, 0.570, 2.758, 2.187, 0.340, 2.507, 2.167),
-        Row(6, 0.327, 0.570, 1.173, 0.603, 0.340, 21.238, 20.898),
-        Row(12, 0.252, 0.570, 1.186, 0.616, 0.340, 28.063, 27.723),
-        Row(18, 0.228, 0.570, 1.274, 0.704, 0.340, 34.451, 34.112),
-        Row(24, 0.072, 0.570, 1.549, 0.979, 0.340, 58.629, 58.289),
-        Row(30, 0.006, 0.570, 2.128, 1.558, 0.340, 90.931, 90.591),
-        Row(36, 0.004, 0.570, 2.409, 1.839, 0.340, 103.758, 103.418),
-        Row(42, 0.002, 0.570, 2.189, 1.618, 0.340, 93.293, 92.953),
-        Row(48, 0.001, 0.570, 2.253, 1.682, 0.340, 96.334, 95.994),
-        Row(54, 0.002, 0.570, 2.232, 1.662, 0.340, 94.822, 94.483),
-    ],
-    "homogeneous": [
-        Row(0, 1.188, 0.245, 2.470, 2.225, 0.087, 2.246, 2.159),
-        Row(6, 0.003, 0.245, 0.421, 0.176, 0.087, 13.275, 13.188),
-        Row(12, 0.001, 0.245, 0.537, 0.292, 0.087, 18.518, 18.431),
-        Row(18, 0.001, 0.245, 0.574, 0.330, 0.087, 20.260, 20.173),
-        Row(24, 0.005, 0.245, 0.728, 0.483, 0.087, 25.312, 25.225),
-        Row(30, 0.001, 0.245, 0.761, 0.516, 0.087, 28.229, 28.142),
-        Row(36, 0.001, 0.245, 0.813, 0.568, 0.087, 30.843, 30.756),
-        Row(42, 0.001, 0.245, 0.801, 0.556, 0.087, 30.287, 30.200),
-        Row(48, 0.004, 0.245, 0.925, 0.680, 0.087, 34.440, 34.353),
-        Row(54, 0.001, 0.245, 0.942, 0.697, 0.087, 36.772, 36.685),
-    ],
-}
-"""Tables 2 and 3 of the paper: N = 54, gamma = 0.02, lambda = 1e-4."""
-
 N, PAPER_GAMMA = 54, 0.02
 ROUNDING = 0.0005
 """Half of the last printed digit."""
 
 
-@pytest.mark.parametrize("rows", PAPER.values(), ids=PAPER)
+@pytest.mark.parametrize("rows", BOUNDS.values(), ids=BOUNDS)
 def test_the_papers_gaps_are_bound_minus_value(rows):
     for row in rows:
-        assert abs(row.bound_1 - row.value_1 - row.gap_1) < 3.01 * ROUNDING
-        assert abs(row.bound_2 - row.value_2 - row.gap_2) < 3.01 * ROUNDING
+        assert abs(row.objective_bound - row.objective - row.objective_gap) < 3.01 * ROUNDING
+        assert (
+            abs(row.average_loss_bound - row.average_loss - row.average_loss_gap) < 3.01 * ROUNDING
+        )
 
 
-@pytest.mark.parametrize("rows", PAPER.values(), ids=PAPER)
+@pytest.mark.parametrize("rows", BOUNDS.values(), ids=BOUNDS)
 def test_the_papers_rows_without_blocks_are_both_theorems(rows):
     row = rows[0]
     bound_1 = theorem1([row.loss], [], blocks=N, stage_cost=PAPER_GAMMA, weight_decay=1e-4)
     bound_2 = theorem2([row.loss], blocks=N, stage_cost=PAPER_GAMMA)
-    assert abs(bound_1 - row.bound_1) < ROUNDING * (1 + 2.08)
-    assert abs(bound_2.bound - row.bound_2) < ROUNDING * (1 + 1.9)
+    assert abs(bound_1 - row.objective_bound) < ROUNDING * (1 + 2.08)
+    assert abs(bound_2.bound - row.average_loss_bound) < ROUNDING * (1 + 1.9)
     assert bound_2.as_printed == bound_2.bound
     # Not C, nor Lbar + C.
-    assert bound_2.constant > 20 * row.bound_2
+    assert bound_2.constant > 20 * row.average_loss_bound
 
 
-def sum_of_losses(row: Row, divisor: float) -> float:
+def sum_of_losses(row: BoundsRow, divisor: float) -> float:
     """S, if the print is Lbar + S / divisor + (C - S) / (N + 1)."""
     coefficient = (1 - PAPER_GAMMA - PAPER_GAMMA * row.blocks) / PAPER_GAMMA
-    return divisor * (row.bound_2 - row.loss - coefficient / (N + 1) * row.loss)
+    return divisor * (row.average_loss_bound - row.loss - coefficient / (N + 1) * row.loss)
 
 
-def weight_decay_left(row: Row, divisor: float) -> float:
+def weight_decay_left(row: BoundsRow, divisor: float) -> float:
     """lambda/2 sum ||w||^2: what S leaves of the printed Jbar_N."""
     own = (1 + PAPER_GAMMA * (N - row.blocks)) * row.loss
-    return row.bound_1 - PAPER_GAMMA * sum_of_losses(row, divisor) - own
+    return row.objective_bound - PAPER_GAMMA * sum_of_losses(row, divisor) - own
 
 
-@pytest.mark.parametrize("rows", PAPER.values(), ids=PAPER)
+@pytest.mark.parametrize("rows", BOUNDS.values(), ids=BOUNDS)
 def test_the_papers_second_bound_does_not_divide_the_sum_of_losses(rows):
     for row in rows[1:]:
         # Theorem 2's bound is Jbar_N without weight decay over gamma (N + 1).
-        largest = row.bound_1 / PAPER_GAMMA / (N + 1)
-        assert 19 < row.bound_2 / largest < 48
+        largest = row.objective_bound / PAPER_GAMMA / (N + 1)
+        assert 19 < row.average_loss_bound / largest < 48
         # If S was divided by N + 1 as proved, it would not fit into Jbar_N ...
         assert weight_decay_left(row, N + 1) < -14
         # ... nor divided by anything much larger than one.
@@ -196,12 +157,12 @@ def test_the_papers_second_bound_does_not_divide_the_sum_of_losses(rows):
 )
 def test_the_papers_second_bound_as_proved(name, blocks, bound, gap):
     """The printed row gives back S, and with it the theorem's own value, which is far tighter."""
-    row = PAPER[name][blocks // 6]
+    row = BOUNDS[name][blocks // 6]
     losses = [sum_of_losses(row, 1) / blocks] * blocks + [row.loss]
     second = theorem2(losses, blocks=N, stage_cost=PAPER_GAMMA)
-    np.testing.assert_allclose(second.as_printed, row.bound_2, rtol=1e-12)
+    np.testing.assert_allclose(second.as_printed, row.average_loss_bound, rtol=1e-12)
     assert abs(second.bound - bound) < 0.001
-    assert abs(tightness(second.bound, row.value_2).gap - gap) < 0.001
+    assert abs(tightness(second.bound, row.average_loss).gap - gap) < 0.001
 
 
 def test_what_the_theorems_do_not_speak_of_is_refused():
