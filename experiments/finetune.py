@@ -11,7 +11,6 @@ of experiments.train to <workdir>/finetuned/ or <workdir>/finetuned_distilled/, 
 before and after in finetuning.json; the same command continues a run that was stopped.
 """
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import Network
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.finetuning import finetuning_config
 from ocresnet.training.fit import Run, fit
 
 EPOCHS = flags.DEFINE_integer("epochs", 5, "Passes over the training set.")
@@ -47,28 +47,6 @@ GROUPS: dict[str, list[flags.FlagHolder]] = {
 
 FINETUNED = "finetuned"
 FINETUNING = "finetuning.json"
-
-
-def finetuning_config(
-    training: TrainingConfig,
-    *,
-    epochs: int,
-    learning_rate: float,
-    distillation: float,
-    temperature: float,
-) -> TrainingConfig:
-    """The run's own training configuration, for a few epochs after the cut."""
-    milestone = math.ceil(2 * epochs / 3)
-    return replace(
-        training,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        milestones=(milestone,) if 0 < milestone < epochs else (),
-        warmup_epochs=0.0,
-        stage_cost=0.0,
-        distillation=distillation,
-        temperature=temperature,
-    )
 
 
 def finetune_run(run: runs.FinishedRun, blocks: int, config: TrainingConfig, output: Path) -> Run:

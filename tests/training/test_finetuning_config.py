@@ -1,11 +1,11 @@
-"""What fine-tuning changes of a run's settings, and the table it prints."""
+"""What fine-tuning changes of a run's settings."""
 
 from dataclasses import replace
 
 import pytest
 
-from experiments.finetune import accuracy_table, finetuning_config
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.finetuning import finetuning_config
 
 
 @pytest.mark.parametrize(
@@ -26,18 +26,3 @@ def test_it_trains_without_stage_cost_and_slower_in_the_last_third(epochs, miles
         distillation=0.5,
         temperature=2.0,
     )
-
-
-def test_the_table_has_a_row_a_network():
-    table = accuracy_table(
-        {
-            "whole": {"blocks": 12, "validation": 0.5, "test": 0.975},
-            "cut": {"blocks": 3, "validation": 0.25, "test": 1.0},
-        }
-    )
-    assert table.splitlines() == [
-        "| network | blocks | validation accuracy (%) | test accuracy (%) |",
-        "|---|---:|---:|---:|",
-        "| whole | 12 | 50.00 | 97.50 |",
-        "| cut | 3 | 25.00 | 100.00 |",
-    ]
