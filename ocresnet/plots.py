@@ -73,7 +73,7 @@ def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     loss.set(xlabel="epoch", ylabel="loss of the output", yscale="log")
     accuracy.set(xlabel="epoch", ylabel="accuracy of the output (%)")
     rate.set(xlabel="epoch", ylabel="learning rate", yscale="log")
-    legend(figure, loss)
+    _legend(figure, loss)
     return figure
 
 
@@ -89,7 +89,7 @@ def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
     loss.set(xlabel="residual blocks before the exit", ylabel="loss", yscale="log")
     accuracy.set(xlabel="residual blocks before the exit", ylabel="accuracy (%)")
     _mark((loss, accuracy), kept, kept)
-    legend(figure, loss)
+    _legend(figure, loss)
     return figure
 
 
@@ -110,7 +110,7 @@ def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figu
     norm.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
     # Block k goes if k >= kept: the mark stands between the last that stays and the first cut.
     _mark((residual, norm), None if kept is None else kept - 0.5, kept)
-    legend(figure, residual)
+    _legend(figure, residual)
     return figure
 
 
@@ -217,7 +217,7 @@ def panels(count: int) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def legend(figure: "Figure", axis: Any) -> None:
+def _legend(figure: "Figure", axis: Any) -> None:
     """One legend for the whole figure, above its panels."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

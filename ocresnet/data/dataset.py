@@ -181,10 +181,7 @@ class Dataset:
             return self
         if "validation" in self.parts:
             raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
-        samples = len(self.train_labels)
-        held_out = min(max(round(fraction * samples), 1), samples - 1)
-        order = np.random.default_rng(seed).permutation(samples)
-        validation, train = np.sort(order[:held_out]), np.sort(order[held_out:])
+        validation, train = held_out_samples(len(self.train_labels), fraction, seed)
         return replace(
             self,
             train_images=self.train_images[train],
@@ -192,3 +189,10 @@ class Dataset:
             validation_images=self.train_images[validation],
             validation_labels=self.train_labels[validation],
         )
+
+
+def held_out_samples(samples: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of a random validation part, and of the rest; neither is empty, both are sorted."""
+    held_out = min(max(round(fraction * samples), 1), samples - 1)
+    order = np.random.default_rng(seed).permutation(samples)
+    return np.sort(order[:held_out]), np.sort(order[held_out:])

@@ -20,6 +20,7 @@ import numpy as np
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.batches import Batch, Batching, Feed, epoch_order
 from ocresnet.data.crops import Crop, central_crop, decoded, random_crop
+from ocresnet.data.dataset import held_out_samples
 
 STATISTICS_SAMPLES = 1024
 """Training images that pixel statistics are taken of."""
@@ -184,12 +185,12 @@ class StreamingDataset:
         if "validation" in self.parts:
             raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
         whole = self.records["train"]
-        samples = len(whole.index)
-        held_out = min(max(round(fraction * samples), 1), samples - 1)
-        order = np.random.default_rng(seed).permutation(samples)
-        train = replace(whole, index=whole.index[np.sort(order[held_out:])])
-        validation = replace(whole, index=whole.index[np.sort(order[:held_out])])
-        return replace(self, records=self.records | {"train": train, "validation": validation})
+        held_out, rest = held_out_samples(len(whole.index), fraction, seed)
+        parts = {
+            "train": replace(whole, index=whole.index[rest]),
+            "validation": replace(whole, index=whole.index[held_out]),
+        }
+        return replace(self, records=self.records | parts)
 
     def feed(self, how: Batching) -> Feed:
         """Training batches as a function of the epoch: decoded by threads, ahead of their use.
