@@ -18,42 +18,5 @@ The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.
 """
 
 from ocresnet._version import __version__
-from ocresnet.control import curvature
-from ocresnet.control.optimizer import ocnopt
-from ocresnet.data.dataset import Dataset
-from ocresnet.data.sources import load_dataset
-from ocresnet.export import export_network, load_exported
-from ocresnet.stage_cost.early_exit import predict
-from ocresnet.stage_cost.exits import calibrate_exits
-from ocresnet.stage_cost.pruning import prune, recommend_depth
-from ocresnet.stage_cost.recalibration import recalibrate
-from ocresnet.stage_cost.surgery import remove_blocks
-from ocresnet.stage_cost.trajectory import trajectory
-from ocresnet.systems.network import Network, load, save
-from ocresnet.systems.resnet_config import ResNetConfig
-from ocresnet.training.config import TrainingConfig
-from ocresnet.training.fit import fit, for_dataset
 
-__all__ = [
-    "Dataset",
-    "Network",
-    "ResNetConfig",
-    "TrainingConfig",
-    "__version__",
-    "calibrate_exits",
-    "curvature",
-    "export_network",
-    "fit",
-    "for_dataset",
-    "load",
-    "load_dataset",
-    "load_exported",
-    "ocnopt",
-    "predict",
-    "prune",
-    "recalibrate",
-    "recommend_depth",
-    "remove_blocks",
-    "save",
-    "trajectory",
-]
+__all__ = ["__version__"]

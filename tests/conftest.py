@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ocresnet.data.dataset import Dataset
-from ocresnet.systems import resnet
+from ocresnet.systems import network
+from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Variables
 
 SMALL = {
@@ -24,11 +25,14 @@ SMALL = {
 }
 
 
-apply = jax.jit(resnet.apply, static_argnames=("config", "train", "train_exits", "execution"))
-"""`resnet.apply`, compiled: tests would spend their time dispatching single operations."""
+apply = jax.jit(
+    network.apply,
+    static_argnames=("architecture", "own_output", "train", "train_exits", "execution"),
+)
+"""`network.apply`, compiled: tests would spend their time dispatching single operations."""
 
 
-def random_network(config: ResNetConfig, seed: int = 0) -> Network:
+def random_network(architecture: Architecture, seed: int = 0) -> Network:
     """A network with nothing at a special value, so that no term can hide. Its float32 arrays are
     drawn by numpy: nothing has to be compiled."""
     rng = np.random.default_rng(seed)
@@ -37,18 +41,18 @@ def random_network(config: ResNetConfig, seed: int = 0) -> Network:
         noise = rng.normal(size=leaf.shape).astype(leaf.dtype)
         return np.exp(0.3 * noise) if path[-1].key in ("variance", "scale") else 0.3 * noise
 
-    shapes = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0))._asdict())
-    return Network(config, **jax.tree.map_with_path(draw, shapes))
+    shapes = jax.eval_shape(lambda: architecture.init(jax.random.key(0))._asdict())
+    return Network(architecture, **jax.tree.map_with_path(draw, shapes))
 
 
-def random_variables(config: ResNetConfig, seed: int = 0) -> Variables:
+def random_variables(architecture: Architecture, seed: int = 0) -> Variables:
     """The variables of `random_network`, as arrays of JAX."""
-    return jax.tree.map(jax.numpy.asarray, random_network(config, seed).variables)
+    return jax.tree.map(jax.numpy.asarray, random_network(architecture, seed).variables)
 
 
-def random_images(config: ResNetConfig, batch: int = 5, seed: int = 1) -> np.ndarray:
+def random_images(architecture: Architecture, batch: int = 5, seed: int = 1) -> np.ndarray:
     """Float images of the network's shape."""
-    shape = (batch, *config.image_shape)
+    shape = (batch, *architecture.image_shape)
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 

@@ -1,26 +1,31 @@
-"""What a residual network costs: parameters and multiply-adds, counted from its architecture."""
+"""What a network costs: parameters and multiply-adds, counted from what its system computes."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
-from ocresnet.systems import resnet
-from ocresnet.systems.residual_branch import branch_convolutions
-from ocresnet.systems.resnet_config import ResNetConfig
-from ocresnet.systems.system import PyTree
+from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.system import PyTree, Segment, Stage, shared_parameters, stages
+
+CONVOLUTIONS = ("conv_general_dilated", "bilinear_convolution")
+"""What the primitives of `convolution.py` are called."""
 
 
 class MultiplyAdds(NamedTuple):
-    """Multiply-adds for one image, of convolutions, projections and dense layers.
+    """Multiply-adds for one image, of convolutions and products of matrices.
 
     Attributes:
-      stem: of the stem.
+      stem: of the first segment.
       blocks: of each residual block, [blocks].
-      skips: of the bare skips directly before each block, [blocks].
+      skips: of what is directly before each block (a bare skip, if anything), [blocks].
       exits: of each exit head, [blocks]; what reading yhat_k costs on top of the blocks.
-      output_block: of the network's own output block, with the projections it keeps.
+      output_block: of what comes after the last block: the network's own output block. Of a
+        network without residual blocks all but the first segment.
     """
 
     stem: int
@@ -35,54 +40,111 @@ class MultiplyAdds(NamedTuple):
         return int(self.stem + self.blocks.sum() + self.skips.sum() + self.output_block)
 
 
+class SegmentSize(NamedTuple):
+    """What a segment costs, for one image.
+
+    Attributes:
+      segment: which.
+      state: shape of what enters it (without batch axis), as a tree.
+      parameters: numbers in all of its parameters.
+      transition, output: multiply-adds of one transition, and of one output.
+    """
+
+    segment: Segment
+    state: PyTree
+    parameters: int
+    transition: int
+    output: int
+
+
 def parameter_count(params: PyTree) -> int:
     """How many numbers the parameters hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def multiply_adds(config: ResNetConfig) -> MultiplyAdds:
+def segment_sizes(architecture: Architecture) -> list[SegmentSize]:
+    """Every segment's costs, in order."""
+    system = architecture.system()
+    variables = jax.eval_shape(architecture.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, *architecture.image_shape), np.float32)
+    state = jax.eval_shape(system.initial_state, images)
+    shared = shared_parameters(system, variables.params)
+    given = jax.eval_shape(lambda variables: stages(system, variables), variables)
+    sizes = []
+    for segment in system.segments:
+        stage = given[segment.name]
+        if segment.length is not None:
+            stage = stage._replace(
+                batch_stats=_first(stage.batch_stats),
+                time=_first(stage.time),
+                params=stage.params if segment.tied else _first(stage.params),
+            )
+        stage = stage._replace(shared=shared)
+        output = segment.output
+        sizes.append(
+            SegmentSize(
+                segment,
+                jax.tree.map(lambda leaf: leaf.shape[1:], state),
+                parameter_count(variables.params.get(segment.name, {})),
+                _count(segment.transition, stage, state),
+                0 if output is None else _count(output, stage, state),
+            )
+        )
+        state = jax.eval_shape(_in_inference(segment.transition), stage, state)[0]
+    return sizes
+
+
+@cache
+def multiply_adds(architecture: Architecture) -> MultiplyAdds:
     """Count the multiply-adds of one forward pass for one image; norms and ReLUs are left out."""
-    height, width, channels = config.image_shape
-    imagenet = config.stem == "imagenet"
-    stride = 2 if imagenet else config.stem_stride
-    height, width = -(-height // stride), -(-width // stride)
-    stem = (49 if imagenet else 9) * height * width * channels * config.filters[0]
-    if imagenet:
-        height, width = -(-height // 2), -(-width // 2)
-    pixels = []
-    for stage in range(len(config.filters)):
-        height, width = -(-height // config.stride(stage)), -(-width // config.stride(stage))
-        pixels.append(height * width)
-
-    def projection(stage: int, pixels: int) -> int:
-        return pixels * config.input_width(stage) * config.widths[stage]
-
-    def head(stage: int) -> int:
-        pending = range(stage + 1, len(config.filters))
-        projections = sum(projection(later, pixels[-1]) for later in pending)
-        return projections + config.widths[-1] * config.classes
-
-    def block(segment: resnet.BlockSegment) -> int:
-        total, at = 0, pixels[max(segment.input_stage, 0)]
-        for size, stride, *channels in branch_convolutions(
-            config, segment.stage, segment.transition
-        ):
-            at = pixels[segment.stage] if stride > 1 else at
-            total += size**2 * at * math.prod(channels)
-        if segment.transition:
-            total += projection(segment.stage, pixels[segment.stage])
-        return total
-
-    blocks, skips, exits = [], [], []
-    for segment in resnet.block_segments(config):
-        blocks += [block(segment)] * segment.length
-        bare = sum(projection(stage, pixels[stage]) for stage in segment.bare_stages)
-        skips += [bare] + [0] * (segment.length - 1)
-        exits += [head(segment.input_stage)] * segment.length
+    stem, *sizes = segment_sizes(architecture)
+    blocks: list[int] = []
+    skips: list[int] = []
+    exits: list[int] = []
+    since_last_block = 0
+    for size in sizes:
+        count = size.segment.transitions
+        if size.segment.skip is None:
+            since_last_block += size.transition * count
+            continue
+        blocks += [size.transition] * count
+        exits += [size.output] * count
+        skips += [since_last_block] + [0] * (count - 1)
+        since_last_block = 0
     return MultiplyAdds(
-        stem=stem,
+        stem=stem.transition * stem.segment.transitions,
         blocks=np.array(blocks, np.int64),
         skips=np.array(skips, np.int64),
         exits=np.array(exits, np.int64),
-        output_block=head(config.state_stage),
+        output_block=since_last_block,
     )
+
+
+def _in_inference(function: Callable) -> Callable:
+    """`function` with a stage that does not train, whatever is traced in that place."""
+    return lambda stage, state: function(stage._replace(train=False), state)
+
+
+def _first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def _count(function: Callable, stage: Stage, state: PyTree) -> int:
+    return _count_jaxpr(jax.make_jaxpr(_in_inference(function))(stage, state).jaxpr)
+
+
+def _count_jaxpr(jaxpr: Any) -> int:
+    """Multiply-adds of the products and convolutions in it, those of inner functions too."""
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
+        result = getattr(equation.outvars[0].aval, "shape", ())
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += math.prod(result) * math.prod(shapes[0][axis] for axis in contracted)
+        elif equation.primitive.name in CONVOLUTIONS:  # kernels are [height, width, in, out]
+            total += math.prod(result) * math.prod(shapes[1][:-1])
+        for inner in jaxprs_in_params(equation.params):
+            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            total += times * _count_jaxpr(inner)
+    return total

@@ -5,7 +5,7 @@ everything else that a module remembers (running averages, the key of its random
 statistics. Nothing is written into the user's modules.
 
 Dense layers and convolutions that compute what `layers.py` computes become these layers, which
-Kronecker curvature knows. All other modules run as they are, in opaque segments.
+Kronecker curvature knows. All other modules run as they are, in segments that declare no layers.
 """
 
 import dataclasses
@@ -19,11 +19,15 @@ from flax import errors, linen, nnx, traverse_util
 from jax import lax
 
 from ocresnet.systems import layers
-from ocresnet.systems.system import PyTree, Segment, System, Transition, Variables
+from ocresnet.systems.layers import Convolution
+from ocresnet.systems.system import PyTree, Segment, Stage, System, Transition, Variables
+from ocresnet.systems.taps import AffineLayer
 
 Array = jax.Array
 Module = nnx.Module | linen.Module | Callable[[Array], Array]
-Layer = Callable[[layers.Params, Array], Array]
+Fits = Callable[[Array], bool]
+"""Whether a layer of `layers.py` does with an input what the module does."""
+
 Parts = tuple[Transition, PyTree, PyTree]
 """A module's transition, parameters and batch statistics."""
 
@@ -59,7 +63,7 @@ def from_flax(
     Args:
       modules: NNX modules, Linen modules, and functions of the activations without parameters.
       inputs: example inputs of the network, [batch, ...]. Linen modules need them; NNX modules can
-        do without, but then a convolution with stride and padding "SAME" is opaque.
+        do without, but then no layer is declared for strided convolutions with padding "SAME".
       key: of the initial parameters of Linen modules.
 
     Returns:
@@ -95,7 +99,11 @@ def from_flax(
                     f"{owner} and {name} share parameters, but every module must have its own."
                 )
         known = _affine(module, name, inputs, own)
-        segments.append(Segment(name, known or transition, opaque=known is None))
+        if known is None:
+            segments.append(Segment(name, transition))
+        else:
+            layer, affine = known
+            segments.append(Segment(name, affine, layers={"": layer}))
         # Copies, so that a training step that gives its buffers away does not take the module's.
         own, stats = jax.tree.map(jnp.copy, (own, stats))
         if own:
@@ -103,7 +111,7 @@ def from_flax(
         if stats:
             batch_stats[name] = stats
         if inputs is not None:
-            inputs, _ = transition({}, own, stats, inputs, False)
+            inputs, _ = transition(Stage(own, stats, jnp.zeros(())), inputs)
     return System(tuple(segments)), Variables(params, batch_stats)
 
 
@@ -123,9 +131,7 @@ def _parts(module: Any, name: str, index: int, inputs: Array | None, key: Array 
             )
         return _linen_parts(module, name, inputs, jax.random.fold_in(key, index))
 
-    def transition(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
+    def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
         return module(x), {}
 
     return transition, {}, {}
@@ -136,13 +142,12 @@ def _nnx_parts(module: nnx.Module, index: int) -> Parts:
     params_state, random_state, stats_state = states
     keys = [leaf for leaf in jax.tree.leaves(random_state) if _is_key(leaf)]
 
-    def transition(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
+    def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+        stats, train = stage.batch_stats, bool(stage.train)
         stats, draw, advanced = _next_key(stats, train) if keys else (stats, None, {})
         merged = nnx.merge(
             graph,
-            _filled(params_state, params),
+            _filled(params_state, stage.params),
             random_state if draw is None else _reseeded(random_state, draw),
             _filled(stats_state, stats),
         )
@@ -176,12 +181,11 @@ def _linen_parts(module: Any, name: str, inputs: Array, key: Array) -> Parts:
         y, changed = module.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **flags)
         return y, changed.get("batch_stats", {})
 
-    def transition(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
-        stats, draw, advanced = _next_key(stats, train)
+    def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+        train = bool(stage.train)
+        stats, draw, advanced = _next_key(stage.batch_stats, train)
         # Every stream that a module asks for and is not given is drawn from "params".
-        y, changed = apply(params, stats, x, train, {} if draw is None else {"params": draw})
+        y, changed = apply(stage.params, stats, x, train, {} if draw is None else {"params": draw})
         return y, {**changed, **advanced}
 
     init_key, draw_key = jax.random.split(key)
@@ -252,12 +256,16 @@ def _flags(module: Any, train: bool) -> dict[str, bool]:
     return {name: value for name, value in flags.items() if name in arguments}
 
 
-def _affine(module: Any, name: str, inputs: Array | None, own: PyTree) -> Transition | None:
-    """The module as a layer of `layers.py`, or None where it is not one."""
+def _affine(
+    module: Any, name: str, inputs: Array | None, own: PyTree
+) -> tuple[AffineLayer, Transition] | None:
+    """The layer of `layers.py` that the module is, and its transition; None where it is not one."""
+    layer: AffineLayer | None
+    fits: Fits = _always
     if type(module) in (nnx.Linear, linen.Dense):
-        layer: Layer | None = layers.dense
+        layer = layers.dense
     elif type(module) in (nnx.Conv, linen.Conv):
-        layer = _convolution(module, name, inputs)
+        layer, fits = _convolution(module, inputs)
     else:
         return None
     arguments = inspect.signature(type(module).__init__).parameters
@@ -269,30 +277,34 @@ def _affine(module: Any, name: str, inputs: Array | None, own: PyTree) -> Transi
     names = {"kernel", "bias"} if module.use_bias else {"kernel"}
     if layer is None or not ordinary or set(own) != names:
         return None
-    dtype = module.dtype
+    known, dtype = layer, module.dtype
 
-    def transition(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
-        common = jnp.promote_types(x.dtype, params["kernel"].dtype) if dtype is None else dtype
-        return layer(params, x.astype(common)), {}
+    def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+        if not fits(x):
+            raise ValueError(
+                f"{name} does not pad inputs of shape {x.shape} as it pads the example inputs: "
+                "give from_flax inputs of the same height and width."
+            )
+        kernel = stage.params["kernel"]
+        common = jnp.promote_types(x.dtype, kernel.dtype) if dtype is None else dtype
+        return known(stage.params, x.astype(common)), {}
 
-    return transition
+    return known, transition
 
 
-def _convolution(module: Any, name: str, inputs: Array | None) -> Layer | None:
-    """The module as the convolution of `layers.py`, or None where it is not the same.
+def _convolution(module: Any, inputs: Array | None) -> tuple[AffineLayer | None, Fits]:
+    """The module as a convolution of `layers.py`, and for which inputs; None where it is another.
 
     That one pads by half the kernel. Padding "SAME" with a stride puts fewer zeros before images
     whose size is a multiple of it; where their size is not known, all sizes must agree.
     """
     sides, padding = module.kernel_size, module.padding
     if isinstance(sides, int) or len(sides) != 2 or padding in ("CIRCULAR", "REFLECT"):
-        return None
+        return None, _always
     stride, other_stride = _pair(module.strides)
     dilations = _pair(module.input_dilation) + _pair(module.kernel_dilation)
     if stride != other_stride or dilations != (1, 1, 1, 1) or not all(side % 2 for side in sides):
-        return None
+        return None, _always
 
     def agrees(axis: int, size: int) -> bool:
         side = sides[axis]
@@ -311,18 +323,11 @@ def _convolution(module: Any, name: str, inputs: Array | None) -> Layer | None:
         same = all(agrees(axis, size) for axis, size in sizes)
     else:
         same = fits(inputs)
-    if not same:
-        return None
+    return (Convolution(tuple(sides), stride) if same else None), fits
 
-    def convolution(params: layers.Params, x: Array) -> Array:
-        if not fits(x):
-            raise ValueError(
-                f"{name} does not pad inputs of shape {x.shape} as it pads the example inputs: "
-                "give from_flax inputs of the same height and width."
-            )
-        return layers.convolution(params, x, stride)
 
-    return convolution
+def _always(x: Array) -> bool:
+    return True
 
 
 def _pair(setting: int | Sequence[Any] | None) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ kernels and 1x1 projections are [in, out]. Parameters and statistics keep their 
 in training); activations are computed in the dtype of `x`.
 """
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,30 +21,70 @@ Params = dict[str, Any]
 Array = jax.Array
 AxisName = str | tuple[str, ...] | None
 
-BATCH_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
-MATRIX_PRODUCT = taps.Operation(product=jnp.matmul, rows=lambda x: x)
-"""What a dense layer does along the last axis of x."""
+
+@dataclass(frozen=True)
+class Dense:
+    """x @ kernel (+ bias), along the last axis of `x`; also a 1x1 convolution.
+
+    Called with the layer's parameters, `kernel` [in, out] and perhaps `bias` [out], and its input.
+    """
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        y = self.product(x, params["kernel"].astype(x.dtype))
+        return taps.record(params, self, x, _with_bias(params, y))
+
+    def product(self, x: Array, kernel: Array) -> Array:
+        """What the kernel does, linear in both."""
+        return x @ kernel
+
+    def rows(self, x: Array) -> Array:
+        """What the kernel is multiplied with at every location, [batch, ..., rows_in]."""
+        return x
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """x * kernel (+ bias), zero-padded by half the kernel on every side.
+
+    Called with the layer's parameters, `kernel` [height, width, in, out] and perhaps `bias` [out],
+    and its input.
+
+    Attributes:
+      sides: height and width of the kernel, odd.
+      stride: step between output pixels, the same in both directions.
+    """
+
+    sides: tuple[int, int] = (3, 3)
+    stride: int = 1
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        y = self.product(x, params["kernel"].astype(x.dtype))
+        y = checkpoint_name(_with_bias(params, y), CONVOLUTION_OUTPUT)
+        return taps.record(params, self, x, y)
+
+    def product(self, x: Array, kernel: Array) -> Array:
+        """What the kernel does, linear in both."""
+        return convolutions.convolution(x, kernel, self.stride)
+
+    def rows(self, x: Array) -> Array:
+        """What the kernel is multiplied with at every location, [batch, ..., rows_in]."""
+        return convolutions.patches(x, self.sides, self.stride)
+
+
+dense = Dense()
+"""The one dense layer there is: it has no settings."""
+
+
+def _with_bias(params: Params, y: Array) -> Array:
+    return y + params["bias"].astype(y.dtype) if "bias" in params else y
 
 
 def init_convolution(key: Array, size: int, channels_in: int, channels_out: int) -> Params:
     """He-normal kernel [size, size, channels_in, channels_out], float32, no bias."""
     shape = (size, size, channels_in, channels_out)
     return {"kernel": jax.nn.initializers.he_normal()(key, shape, jnp.float32)}
-
-
-def convolution(params: Params, x: Array, stride: int = 1) -> Array:
-    """x * kernel (+ bias), zero-padded by half the kernel on every side."""
-    kernel = params["kernel"].astype(x.dtype)
-    operation = taps.Operation(
-        partial(convolutions.convolution, stride=stride),
-        partial(convolutions.patches, kernel_shape=kernel.shape[:2], stride=stride),
-    )
-    y = operation.product(x, kernel)
-    if "bias" in params:
-        y += params["bias"].astype(x.dtype)
-    y = checkpoint_name(y, CONVOLUTION_OUTPUT)
-    return taps.record(params, operation, x, y)
 
 
 def init_projection(key: Array, channels_in: int, channels_out: int) -> Params:
@@ -71,14 +111,6 @@ def max_pool(x: Array, size: int, stride: int) -> Array:
     )
 
 
-def dense(params: Params, x: Array) -> Array:
-    """x @ kernel (+ bias), along the last axis of `x`."""
-    y = x @ params["kernel"].astype(x.dtype)
-    if "bias" in params:
-        y += params["bias"].astype(x.dtype)
-    return taps.record(params, MATRIX_PRODUCT, x, y)
-
-
 def init_dense(key: Array, features_in: int, features_out: int) -> Params:
     """LeCun-normal kernel [features_in, features_out] and zero bias, float32."""
     shape = (features_in, features_out)
@@ -99,7 +131,7 @@ def batch_norm(
     params: Params,
     stats: Params,
     x: Array,
-    train: bool,
+    train: bool | None,
     *,
     momentum: float | Array,
     axis_name: AxisName,
@@ -135,6 +167,21 @@ def batch_norm(
             "mean": momentum * stats["mean"] + (1 - momentum) * mean,
             "variance": momentum * stats["variance"] + (1 - momentum) * variance,
         }
-    multiplier = params["scale"] * lax.rsqrt(variance + BATCH_NORM_EPSILON)
+    multiplier = params["scale"] * lax.rsqrt(variance + NORM_EPSILON)
     offset = params["bias"] - mean * multiplier
     return (x * multiplier + offset).astype(x.dtype), stats
+
+
+def init_layer_norm(features: int) -> Params:
+    """Scale 1 and bias 0, [features], float32."""
+    return {"scale": jnp.ones(features), "bias": jnp.zeros(features)}
+
+
+def layer_norm(params: Params, x: Array) -> Array:
+    """scale (x - mean) / sqrt(variance + 1e-5) + bias, with the moments of every position's own
+    features, the last axis of `x`, taken in the dtype of the parameters."""
+    values = x.astype(params["scale"].dtype)
+    mean = jnp.mean(values, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(values - mean), axis=-1, keepdims=True)
+    normalised = (values - mean) * lax.rsqrt(variance + NORM_EPSILON)
+    return (normalised * params["scale"] + params["bias"]).astype(x.dtype)

@@ -1,48 +1,51 @@
 """Residual branches F_k: basic and bottleneck (He et al. 2016b, pre-activation).
 
-    basic        (batch norm, ReLU, 3x3 convolution) twice, from the state's width to the stage's
+    basic        (batch norm, ReLU, 3x3 convolution) twice, from the state's width to the level's
     bottleneck   (batch norm, ReLU, convolution) with kernels of 1x1, 3x3 and 1x1 pixels: down to
-                 the stage's filters, there, and up to four times as many
+                 the level's filters, there, and up to four times as many
 
-Where a branch opens a stage, its first 3x3 convolution takes the stride.
+Where a branch opens a level, its first 3x3 convolution takes the stride.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
 from ocresnet.systems import layers
-from ocresnet.systems.layers import Array, Params
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.layers import Array, Convolution, Params
 from ocresnet.systems.system import PyTree
 
-Norm = Callable[[PyTree, PyTree, Array, bool], tuple[Array, PyTree]]
+if TYPE_CHECKING:
+    from ocresnet.systems.resnet import ResNetConfig
+
+Norm = Callable[[PyTree, PyTree, Array, bool | None], tuple[Array, PyTree]]
 """(params, batch_stats, x, train) -> (normalised x, new batch_stats)."""
 
 
 class BranchConvolution(NamedTuple):
     """One convolution of a branch; its batch norm and ReLU come before it."""
 
-    size: int
-    stride: int
+    layer: Convolution
     channels_in: int
     channels_out: int
 
 
 def branch_convolutions(
-    config: ResNetConfig, stage: int, transition: bool
+    config: "ResNetConfig", level: int, opening: bool
 ) -> list[BranchConvolution]:
-    """The convolutions of a block of `stage`, in order; `transition`: of the one that opens it."""
-    filters, width = config.filters[stage], config.widths[stage]
+    """The convolutions of a block of `level`, in order; `opening`: of the one that opens it."""
+    filters, width = config.filters[level], config.widths[level]
     sizes = (3, 3) if config.block == "basic" else (1, 3, 1)
     strided = sizes.index(3)
-    channels = [config.input_width(stage) if transition else width, *[filters] * len(sizes)]
+    channels = [config.input_width(level) if opening else width, *[filters] * len(sizes)]
     channels[-1] = width
     return [
         BranchConvolution(
-            size, config.stride(stage) if transition and index == strided else 1, before, after
+            Convolution((size, size), config.stride(level) if opening and index == strided else 1),
+            before,
+            after,
         )
         for index, (size, (before, after)) in enumerate(zip(sizes, pairwise(channels), strict=True))
     ]
@@ -53,7 +56,7 @@ def residual_branch(
     params: PyTree,
     stats: PyTree,
     x: Array,
-    train: bool,
+    train: bool | None,
     norm: Norm,
 ) -> tuple[Array, PyTree]:
     """F_k(x) and the new batch statistics."""
@@ -62,7 +65,7 @@ def residual_branch(
         name = f"norm_{number}"
         x, new_stats[name] = norm(params[name], stats[name], x, train)
         kernel = params[f"convolution_{number}"]
-        x = layers.convolution(kernel, jax.nn.relu(x), convolution.stride)
+        x = convolution.layer(kernel, jax.nn.relu(x))
     return x, new_stats
 
 
@@ -74,10 +77,10 @@ def init_residual_branch(
     stats: Params = {}
     keys = jax.random.split(key, len(convolutions))
     for number, (convolution, key) in enumerate(zip(convolutions, keys, strict=True), start=1):
-        size, _, channels_in, channels_out = convolution
+        layer, channels_in, channels_out = convolution
         name = f"norm_{number}"
         params[name], stats[name] = layers.init_batch_norm(channels_in)
         params[f"convolution_{number}"] = layers.init_convolution(
-            key, size, channels_in, channels_out
+            key, layer.sides[0], channels_in, channels_out
         )
     return params, stats

@@ -1,354 +1,269 @@
-"""Pre-activation residual networks (ResNet-v2) as controlled systems, with an exit at every depth.
+"""Convolutional residual networks: the architecture; `resnet_system.py` says what it computes.
 
-Notation (Puettschneider et al. 2025, equations 1 and 2; architecture: He et al. 2016b)
-    V     stem: convolution, batch norm, ReLU (and for ImageNet a maximum over 3x3 pixels)
-    F_k   residual branch of block k: (batch norm, ReLU, convolution) two or three times
-    S_k   skip connection of block k: the identity, or where a stage begins a 1x1 convolution
-    H     output block: batch norm, ReLU, mean over pixels, dense layer
-    E_k   exit head of block k
-
-    x_0 = V(images)
-    x_{k+1} = S_k(x_k) + F_k(x_k)                             k = 0 ... N-1
-    yhat_k = E_k(x_k) = H(S_{N-1}( ... S_k(x_k) ... ))        k = 0 ... N-1
-    yhat = H(x_N)
-
-S_k is linear: unlike in He et al. 2016b, where a projection reads the normalised and rectified
-state, it reads the state itself, without which an exit could not apply those that are still to come
-(equation 2). The stem keeps its batch norm and ReLU, as they do before their first block; that
-block begins with a batch norm all the same, as every other.
-
-Stages after the first halve the resolution. A network whose last stages have no blocks is the
-SubResNet of Definition 1: its head keeps the skip projections of those stages. Where the block that
-opens a stage was pruned away, its bare skip x -> S_k(x) stays; an exit before it would be the same
-as the one after it, so it has none.
+A **level** is a run of blocks of equal resolution; levels after the first halve it.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from ocresnet.systems import layers
-from ocresnet.systems.layers import Array, AxisName, Params
-from ocresnet.systems.residual_branch import (
-    Norm,
-    branch_convolutions,
-    init_residual_branch,
-    residual_branch,
+from ocresnet.systems import resnet_system
+from ocresnet.systems.architecture import (
+    MOMENTUM,
+    ResidualArchitecture,
+    as_tuple,
+    check_blocks,
+    require_one_of,
+    require_whole,
 )
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import (
-    Output,
-    PyTree,
-    Segment,
-    System,
-    Transition,
-    Variables,
-    rollout,
-)
+from ocresnet.systems.layers import AxisName
+from ocresnet.systems.system import Execution, PyTree, System, Variables
 
-Head = Callable[[PyTree, PyTree, Array, bool], tuple[Array, PyTree]]
-"""(params, batch_stats, x, train) -> (logits, new batch_stats)."""
+Array = jax.Array
 
-MOMENTUM = 0.9
-"""Share of the running batch statistics that one training step keeps."""
+Block = Literal["basic", "bottleneck"]
+Stem = Literal["convolution", "imagenet"]
+
+EXPANSION = 4
+"""Channels of a bottleneck's state for each of its filters."""
+
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Residual blocks in each level of the networks that He et al. 2016 name by their layers."""
+
+BOTTLENECK_LAYERS = 50
+"""From this many layers on they are built from bottlenecks."""
 
 
-class BlockSegment(NamedTuple):
-    """Where a segment of blocks lies: in `stage`; the one that opens the stage is a transition.
+@dataclass(frozen=True)
+class ResNetConfig(ResidualArchitecture):
+    """The architecture of a residual network.
 
-    `bare_stages` are the stages whose bare skips come directly before it.
+    Attributes:
+      blocks: residual blocks in each level. The last levels may have none (Definition 1), and so
+        may those in `bare_levels`, and the first level where it opens with no projection.
+      filters: channels of each level; with bottlenecks the states have four times as many.
+      block: "basic": two 3x3 convolutions; "bottleneck": 1x1, 3x3 and 1x1. With bottlenecks the
+        first level opens with a projection too, from the stem's filters[0] channels.
+      stem: "convolution": 3x3 with `stem_stride`; "imagenet": 7x7 with stride 2, then the maximum
+        over 3x3 pixels with stride 2. Both have batch norm and ReLU after the convolution.
+      stem_stride: stride of the stem's 3x3 convolution.
+      bare_levels: levels that open with their skip connection S_k alone, before their `blocks`: the
+        residual branch of the block that opened them was removed, which by Lemma 1 is the same as
+        setting it to zero.
+      classes, image_shape, exits, pixel_mean, pixel_deviation: as in every architecture.
+
+    Raises:
+      ValueError: for an impossible architecture, saying which value is wrong.
+    """
+
+    blocks: tuple[int, ...]
+    filters: tuple[int, ...]
+    block: Block = "basic"
+    stem: Stem = "convolution"
+    stem_stride: int = 1
+    bare_levels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "filters", "bare_levels"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        super().__post_init__()
+        require_whole("blocks", self.blocks, 0)
+        require_whole("filters", self.filters, 1)
+        require_whole("stem_stride", self.stem_stride, 1)
+        if len(self.blocks) != len(self.filters) or not self.blocks:
+            raise ValueError(
+                f"blocks {self.blocks} and filters {self.filters} must name the same number of "
+                "levels, at least one."
+            )
+        require_one_of("block", self.block, get_args(Block))
+        require_one_of("stem", self.stem, get_args(Stem))
+        self._check_levels()
+        if self.stem == "imagenet" and self.stem_stride != 1:
+            raise ValueError(
+                f"stem_stride is {self.stem_stride}, but only the stem of one 3x3 convolution has "
+                "it: leave it at 1 with the imagenet stem."
+            )
+
+    def _check_levels(self) -> None:
+        """Refuse a level that would neither begin with a block nor with a bare skip."""
+        allowed = range(self.stem_level + 1, self.state_level + 1)
+        listed = list(self.bare_levels)
+        if listed != sorted(set(listed)) or not set(listed) <= set(allowed):
+            raise ValueError(
+                f"bare_levels is {self.bare_levels}, but must name levels of {list(allowed)} in "
+                "order: those that open with a projection, up to the last one with blocks."
+            )
+        for level in allowed:
+            if self.blocks[level] == 0 and level not in self.bare_levels:
+                raise ValueError(
+                    f"blocks {self.blocks}: only the last levels can be without blocks, and levels "
+                    f"in bare_levels, which is {self.bare_levels}."
+                )
+
+    @property
+    def depth(self) -> int:
+        """N, the number of residual blocks."""
+        return sum(self.blocks)
+
+    @property
+    def state_level(self) -> int:
+        """The level of the last state x_N; levels after it exist in the heads alone."""
+        return self._last_level(self.blocks)
+
+    @property
+    def stem_level(self) -> int:
+        """The level of the first state x_0; every level after it opens with a projection.
+
+        It is the first one, 0; with bottlenecks, whose first level opens with a projection too, it
+        is -1.
+        """
+        return 0 if self.block == "basic" else -1
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the states in each level."""
+        expansion = 1 if self.block == "basic" else EXPANSION
+        return tuple(expansion * filters for filters in self.filters)
+
+    def input_width(self, level: int) -> int:
+        """Channels of the states that enter the transition, or bare skip, that opens `level`."""
+        return self.filters[0] if level == 0 else self.widths[level - 1]
+
+    def stride(self, level: int) -> int:
+        """Stride of the transition, or bare skip, that opens `level`."""
+        return 1 if level == 0 else 2
+
+    def _last_level(self, blocks: Sequence[int]) -> int:
+        with_blocks = (level for level, count in enumerate(blocks) if count)
+        return max(with_blocks, default=self.stem_level)
+
+    @classmethod
+    def homogeneous(cls, blocks: int = 54, filters: int = 64, **fields: Any) -> Self:
+        """One level of `blocks` blocks with `filters` channels at full resolution (paper, A.1)."""
+        return cls(blocks=(blocks,), filters=(filters,), **fields)
+
+    @classmethod
+    def standard(
+        cls, blocks: int = 54, filters: tuple[int, ...] = (16, 32, 64), **fields: Any
+    ) -> Self:
+        """`blocks` blocks in as many equal levels as `filters` names (paper, A.1)."""
+        if not filters or blocks % len(filters):
+            raise ValueError(
+                f"blocks is {blocks}, but must be divisible by the {len(filters)} levels of "
+                f"filters {tuple(filters)}."
+            )
+        return cls(blocks=(blocks // len(filters),) * len(filters), filters=filters, **fields)
+
+    @classmethod
+    def imagenet(cls, depth: int = 50, **fields: Any) -> Self:
+        """The ResNet of `depth` layers for ImageNet (He et al. 2016), pre-activated.
+
+        18 and 34 layers are basic blocks, 50, 101 and 152 bottlenecks; 224x224 images, 1000
+        classes.
+
+        Raises:
+          ValueError: for another depth.
+        """
+        if depth not in IMAGENET_BLOCKS:
+            known = ", ".join(map(str, IMAGENET_BLOCKS))
+            raise ValueError(f"depth is {depth}, but must be one of {known}.")
+        named: dict[str, Any] = {
+            "blocks": IMAGENET_BLOCKS[depth],
+            "filters": (64, 128, 256, 512),
+            "classes": 1000,
+            "image_shape": (224, 224, 3),
+            "block": "bottleneck" if depth >= BOTTLENECK_LAYERS else "basic",
+            "stem": "imagenet",
+        }
+        return cls(**(named | fields))
+
+    def system(
+        self,
+        *,
+        momentum: float | Array = MOMENTUM,
+        axis_name: AxisName = None,
+        execution: Execution = Execution(),
+    ) -> System:
+        """Stem, blocks with exits as outputs, output block: `resnet_system.py`."""
+        return resnet_system.resnet_system(
+            self, momentum=momentum, axis_name=axis_name, execution=execution
+        )
+
+    def init(self, key: Array) -> Variables:
+        """Parameters (He-normal kernels) and fresh batch statistics, all float32."""
+        return resnet_system.init(self, key)
+
+    def runs(self) -> Iterator["BlockRun"]:
+        """The runs of residual blocks, in order; each is a segment of the system. Bare skips are no
+        blocks: the run after them names them."""
+        bare: tuple[int, ...] = ()
+        for level, count in enumerate(self.blocks):
+            if level in self.bare_levels:
+                bare += (level,)
+            elif level > self.stem_level and count > 0:
+                yield BlockRun(f"opening_{level}", level, True, 1, bare)
+                bare, count = (), count - 1
+            if count > 0:
+                yield BlockRun(f"level_{level}", level, False, count, bare)
+                bare = ()
+
+    def without(self, blocks: Collection[int]) -> Self:
+        """The architecture that is left when the branches of these blocks are removed.
+
+        Raises:
+          ValueError: for a block that does not exist or is named twice.
+        """
+        check_blocks(self, blocks)
+        left, bare, start = [0] * len(self.blocks), set(self.bare_levels), 0
+        for run in self.runs():
+            own = range(start, start + run.length)
+            start += run.length
+            left[run.level] += sum(block not in blocks for block in own)
+            if run.opening and own[0] in blocks:
+                bare.add(run.level)
+        # The skips after the last block belong to the head (Definition 1).
+        last = self._last_level(left)
+        bare = {level for level in bare if level <= last}
+        return replace(self, blocks=tuple(left), bare_levels=tuple(sorted(bare)))
+
+    def own_head(self, params: PyTree, block: int) -> PyTree:
+        """The network's own output block, with the projections that come after `block`."""
+        run = next(run for run in self.runs() if (block := block - run.length) < 0)
+        pending = range(run.input_level + 1, len(self.filters))
+        names = [resnet_system.projection_name(level) for level in pending]
+        return {
+            **params["head"],
+            "projections": {name: params["projections"][name] for name in names},
+        }
+
+    def with_own_head(self, params: PyTree, head: PyTree) -> PyTree:
+        """The parameters with a separate head, and its projections, as the network's own."""
+        head = dict(head)
+        projections = {**params["projections"], **head.pop("projections")}
+        return {**params, "projections": projections, "head": head}
+
+
+class BlockRun(NamedTuple):
+    """A run of blocks: of `level`; the one that opens the level is a run of its own.
+
+    `bare_levels` are the levels whose bare skips come directly before it.
     """
 
     name: str
-    stage: int
-    transition: bool
+    level: int
+    opening: bool
     length: int
-    bare_stages: tuple[int, ...] = ()
+    bare_levels: tuple[int, ...]
 
     @property
-    def input_stage(self) -> int:
-        """The stage whose shape the segment's input state has."""
-        return self.stage - 1 if self.transition else self.stage
-
-
-def block_segments(config: ResNetConfig) -> list[BlockSegment]:
-    """The segments of residual blocks, in order: `transition_<s>` opens stage s, `stage_<s>` is its
-    run of homogeneous blocks. Bare skips are no blocks: the segment after them names them."""
-    segments: list[BlockSegment] = []
-    bare: tuple[int, ...] = ()
-
-    def add(name: str, stage: int, transition: bool, length: int) -> None:
-        nonlocal bare
-        segments.append(BlockSegment(f"{name}_{stage}", stage, transition, length, bare))
-        bare = ()
-
-    for stage, count in enumerate(config.blocks):
-        if stage in config.bare_stages:
-            bare += (stage,)
-        elif stage > config.stem_stage and count > 0:
-            add("transition", stage, True, 1)
-            count -= 1
-        if count > 0:
-            add("stage", stage, False, count)
-    return segments
-
-
-def resnet_system(
-    config: ResNetConfig,
-    *,
-    momentum: float | Array = MOMENTUM,
-    axis_name: AxisName = None,
-    execution: Execution = Execution(),
-) -> System:
-    """The network as a controlled system: stem, blocks with exits as outputs, output block.
-
-    Args:
-      config: the architecture.
-      momentum: share of the running batch statistics that one training step keeps.
-      axis_name: the mapped axis, or axes, over which batch norm is synchronised, or None.
-      execution: gives the precision of the activations.
-
-    Returns:
-      A system whose inputs are images, whose initial state are normalised images and whose final
-      state are the logits yhat; its outputs are the logits of the exits, yhat_0 ... yhat_{N-1}.
-      Bare skips are segments `skip_<s>` without output and arrays of their own.
-    """
-    norm: Norm = partial(layers.batch_norm, momentum=momentum, axis_name=axis_name)
-
-    def stem(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
-        imagenet = config.stem == "imagenet"
-        x = layers.convolution(params["convolution"], x, 2 if imagenet else config.stem_stride)
-        x, norm_stats = norm(params["norm"], stats["norm"], x, train)
-        x = jax.nn.relu(x)
-        return layers.max_pool(x, size=3, stride=2) if imagenet else x, {"norm": norm_stats}
-
-    def bare_skip(stage: int) -> Transition:
-        def transition(
-            shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-        ) -> tuple[Array, PyTree]:
-            return skip_connection(config, stage, shared["projections"], x), {}
-
-        return transition
-
-    def block(segment: BlockSegment) -> Transition:
-        convolutions = branch_convolutions(config, segment.stage, segment.transition)
-
-        def transition(
-            shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-        ) -> tuple[Array, PyTree]:
-            skip = x
-            if segment.transition:
-                skip = skip_connection(config, segment.stage, shared["projections"], x)
-            branch, branch_stats = residual_branch(
-                convolutions, params["residual"], stats["residual"], x, train, norm
-            )
-            return skip + branch, {"residual": branch_stats}
-
-        return transition
-
-    def read_out(stage: int) -> Head:
-        """H(S(...S(x))) for a state with the shape of `stage`."""
-        pending = range(stage + 1, len(config.filters))
-        stride = math.prod(config.stride(later) for later in pending)
-
-        def head(parts: PyTree, stats: PyTree, x: Array, train: bool) -> tuple[Array, PyTree]:
-            # 1x1 convolutions act on each pixel alone, so all their strides can be taken first.
-            x = layers.subsample(x, stride)
-            for later in pending:
-                x = layers.dense(parts["projections"][projection_name(later)], x)
-            x, norm_stats = norm(parts["norm"], stats, x, train)
-            features = jnp.mean(jax.nn.relu(x), axis=(1, 2))
-            return layers.dense(parts["dense"], features), norm_stats
-
-        return head
-
-    def exit_output(stage: int) -> Output:
-        head = read_out(stage)
-
-        def output(
-            shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-        ) -> tuple[Array, PyTree]:
-            separate = config.exits == "separate"
-            parts = params["exit"] if separate else _own_head(shared)
-            logits, norm_stats = head(parts, stats["exit"], x, train)
-            return logits, {"exit": norm_stats}
-
-        return output
-
-    def output_block(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
-        head = read_out(config.state_stage)
-        logits, norm_stats = head(_own_head(shared), stats["norm"], x, train)
-        return logits, {"norm": norm_stats}
-
-    segments = [Segment("stem", stem)]
-    for segment in block_segments(config):
-        segments += [Segment(f"skip_{stage}", bare_skip(stage)) for stage in segment.bare_stages]
-        output = exit_output(segment.input_stage) if config.exits != "none" else None
-        length = None if segment.transition else segment.length
-        segments.append(Segment(segment.name, block(segment), output, length))
-    segments.append(Segment("output_block", output_block))
-    return System(
-        tuple(segments),
-        shared=("projections", "head"),
-        initial_state=partial(normalise, config, execution=execution),
-    )
-
-
-def init(config: ResNetConfig, key: Array) -> Variables:
-    """Draw the parameters (He-normal kernels) and fresh batch statistics, all float32.
-
-    `params` has the entries stem, one a segment of blocks (`residual` and, with separate heads,
-    `exit`), `projections` (one a stage that opens with one, [in, out]) and `head`; `batch_stats`
-    has stem, one a segment of blocks, and output_block. Arrays of a `stage_<s>` have its blocks as
-    leading axis.
-    """
-    keys = _key_stream(key)
-    stem_norm, stem_stats = layers.init_batch_norm(config.filters[0])
-    size = 7 if config.stem == "imagenet" else 3
-    stem = layers.init_convolution(next(keys), size, config.image_shape[2], config.filters[0])
-    last = config.widths[-1]
-    params: Params = {"stem": {"convolution": stem, "norm": stem_norm}}
-    batch_stats: Params = {"stem": {"norm": stem_stats}}
-
-    for segment in block_segments(config):
-
-        def init_block(key: Array, segment: BlockSegment = segment) -> tuple[Params, Params]:
-            residual_key, exit_key = jax.random.split(key)
-            convolutions = branch_convolutions(config, segment.stage, segment.transition)
-            residual, residual_stats = init_residual_branch(convolutions, residual_key)
-            block, stats = {"residual": residual}, {"residual": residual_stats}
-            if config.exits != "none":
-                stats["exit"] = layers.init_batch_norm(last)[1]
-            if config.exits == "separate":
-                block["exit"] = _init_head(config, exit_key, segment.input_stage)
-            return block, stats
-
-        if not segment.transition:
-            block_keys = jax.random.split(next(keys), segment.length)
-            params[segment.name], batch_stats[segment.name] = jax.vmap(init_block)(block_keys)
-        else:
-            params[segment.name], batch_stats[segment.name] = init_block(next(keys))
-
-    head = _init_head(config, next(keys), config.stem_stage)
-    params["projections"] = head.pop("projections")
-    params["head"] = head
-    batch_stats["output_block"] = {"norm": layers.init_batch_norm(last)[1]}
-    return Variables(params, batch_stats)
-
-
-def apply(
-    config: ResNetConfig,
-    variables: Variables,
-    images: Array,
-    *,
-    train: bool = False,
-    train_exits: bool | None = None,
-    momentum: float | Array = MOMENTUM,
-    axis_name: AxisName = None,
-    execution: Execution = Execution(),
-) -> tuple[Array, PyTree]:
-    """All outputs of the network in one forward pass, equations (1) and (2).
-
-    Args:
-      config: the architecture.
-      variables: its parameters and batch statistics.
-      images: [batch, height, width, channels], in the units of `config.pixel_mean`.
-      train: normalise with batch statistics and update the running ones.
-      train_exits: the same for the exits' statistics alone; None means as `train`.
-      momentum: share of the running batch statistics that a training pass keeps.
-      axis_name: the mapped axis over which batch norm is synchronised, or None.
-      execution: precision, recomputation, scan or unrolled.
-
-    Returns:
-      Logits [outputs, batch, classes], float32: index k is yhat_k, the last is yhat; and the new
-      batch statistics.
-
-    Raises:
-      ValueError: if the images do not have `config.image_shape`, or for float64 without x64.
-    """
-    check_images(config, images)
-    if (
-        execution.precision == "float64"
-        and not jax.dtypes.canonicalize_dtype("float64") == "float64"
-    ):
-        raise ValueError("precision float64 needs jax_enable_x64, which is off.")
-    system = resnet_system(config, momentum=momentum, axis_name=axis_name, execution=execution)
-    result = rollout(
-        system,
-        variables,
-        system.initial_state(images),
-        train=train,
-        train_outputs=train_exits,
-        unroll=execution.unroll,
-        remat=execution.remat,
-    )
-    logits = result.state[None]
-    if result.outputs is not None:
-        logits = jnp.concatenate([result.outputs, logits])
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), result.batch_stats
-
-
-def skip_connection(config: ResNetConfig, stage: int, projections: PyTree, x: Array) -> Array:
-    """S_k(x_k) of a block, or a bare skip, that opens `stage`."""
-    x = layers.subsample(x, config.stride(stage))
-    return layers.dense(projections[projection_name(stage)], x)
-
-
-def check_images(config: ResNetConfig, images: Array | np.ndarray) -> None:
-    """Refuse images that do not have the shape that the network takes."""
-    if images.ndim != 4 or images.shape[1:] != config.image_shape:
-        raise ValueError(
-            f"images have shape {images.shape}, but this network needs "
-            f"[batch, {', '.join(map(str, config.image_shape))}]."
-        )
-
-
-def normalise(config: ResNetConfig, images: Array, execution: Execution = Execution()) -> Array:
-    """(images - pixel_mean) / pixel_deviation, in the precision of the activations."""
-    precision = jnp.dtype(execution.precision)
-    statistics_dtype = jnp.promote_types(precision, jnp.float32)
-    mean = jnp.asarray(config.pixel_mean, statistics_dtype)
-    deviation = jnp.asarray(config.pixel_deviation, statistics_dtype)
-    return ((images.astype(statistics_dtype) - mean) / deviation).astype(precision)
-
-
-def projection_name(stage: int) -> str:
-    """Key of the skip projection that opens `stage`."""
-    return f"stage_{stage}"
-
-
-def _own_head(shared: PyTree) -> PyTree:
-    """The backbone's own projections and output block, as one head."""
-    return {"projections": shared["projections"], **shared["head"]}
-
-
-def _init_head(config: ResNetConfig, key: Array, stage: int) -> Params:
-    """Projections of the stages after `stage`, batch norm and dense layer."""
-    keys = _key_stream(key)
-    widths = config.widths
-    return {
-        "dense": layers.init_dense(next(keys), widths[-1], config.classes),
-        "norm": layers.init_batch_norm(widths[-1])[0],
-        "projections": {
-            projection_name(later): layers.init_projection(
-                next(keys), config.input_width(later), widths[later]
-            )
-            for later in range(stage + 1, len(widths))
-        },
-    }
-
-
-def _key_stream(key: Array) -> Iterator[Array]:
-    """An endless iterator of independent keys."""
-    while True:
-        key, subkey = jax.random.split(key)
-        yield subkey
+    def input_level(self) -> int:
+        """The level whose shape the run's input state has."""
+        return self.level - 1 if self.opening else self.level

@@ -13,7 +13,7 @@ segment is scanned, and summed over the depths where parameters are read several
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -52,29 +52,33 @@ def merge(params: PyTree, taps: dict[str, Tap]) -> PyTree:
     return merged
 
 
-class Operation(NamedTuple):
-    """What an affine layer does with its kernel.
+class AffineLayer(Protocol):
+    """A layer y = x W + b at every location, as `layers.py` has them; hashable."""
 
-    Attributes:
-      product: (x, kernel) -> y without bias; linear in both.
-      rows: x -> what the kernel is multiplied with at every location, [batch, ..., rows_in].
-    """
+    def __call__(self, params: PyTree, x: Array) -> Array:
+        """y, for a dictionary with `kernel` and perhaps `bias`; a tap in it records."""
+        ...
 
-    product: Callable[[Array, Array], Array]
-    rows: Callable[[Array], Array]
+    def product(self, x: Array, kernel: Array) -> Array:
+        """y without bias; linear in both."""
+        ...
+
+    def rows(self, x: Array) -> Array:
+        """What the kernel is multiplied with at every location, [batch, ..., rows_in]."""
+        ...
 
 
 class Reading(NamedTuple):
     """One use of an affine layer, as its backward pass sees it.
 
     Attributes:
-      operation: what the layer does.
+      layer: what reads.
       with_bias: whether it has a bias.
       inputs: x, as the layer got it, [batch, ...].
       output_gradients: delta, like the layer's output, [batch, ..., channels_out].
     """
 
-    operation: Operation
+    layer: AffineLayer
     with_bias: bool
     inputs: Array
     output_gradients: Array
@@ -82,7 +86,7 @@ class Reading(NamedTuple):
     def rows(self) -> tuple[Array, Array]:
         """x [batch, locations, rows_in] and delta [batch, locations, channels_out], at least
         float32."""
-        x, delta = self.operation.rows(self.inputs), self.output_gradients
+        x, delta = self.layer.rows(self.inputs), self.output_gradients
         x, delta = (leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]) for leaf in (x, delta))
         x, delta = (leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in (x, delta))
         if self.with_bias:
@@ -90,12 +94,12 @@ class Reading(NamedTuple):
         return x, delta
 
 
-def record(params: PyTree, operation: Operation, x: Array, y: Array) -> Array:
+def record(params: PyTree, layer: AffineLayer, x: Array, y: Array) -> Array:
     """y itself; where the layer has a tap, its backward pass records.
 
     Args:
       params: of the layer.
-      operation: what the layer does with its kernel.
+      layer: what reads them.
       x: the layer's input, [batch, ...].
       y: the layer's output, [batch, ..., channels_out].
     """
@@ -103,31 +107,31 @@ def record(params: PyTree, operation: Operation, x: Array, y: Array) -> Array:
         return y
     tap = params[TAP]
     with_bias = "bias" in params
-    return _record(tap.rule, operation, with_bias, tap.arrays, jax.lax.stop_gradient(x), y)
+    return _record(tap.rule, layer, with_bias, tap.arrays, jax.lax.stop_gradient(x), y)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _record(
-    rule: Rule, operation: Operation, with_bias: bool, arrays: PyTree, x: Array, y: Array
+    rule: Rule, layer: AffineLayer, with_bias: bool, arrays: PyTree, x: Array, y: Array
 ) -> Array:
     return y
 
 
 def _forward(
-    rule: Rule, operation: Operation, with_bias: bool, arrays: PyTree, x: Array, y: Array
+    rule: Rule, layer: AffineLayer, with_bias: bool, arrays: PyTree, x: Array, y: Array
 ) -> tuple[Array, tuple[PyTree, Array]]:
     return y, (arrays, x)
 
 
 def _backward(
     rule: Rule,
-    operation: Operation,
+    layer: AffineLayer,
     with_bias: bool,
     residuals: tuple[PyTree, Array],
     delta: Array,
 ) -> tuple[PyTree, None, Array]:
     arrays, x = residuals
-    return rule(arrays, Reading(operation, with_bias, x, delta)), None, delta
+    return rule(arrays, Reading(layer, with_bias, x, delta)), None, delta
 
 
 _record.defvjp(_forward, _backward)

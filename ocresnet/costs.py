@@ -16,15 +16,21 @@ Three factors (`ocnopt` offers them as `factor=`):
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 Array = jax.Array
+PyTree = Any
 
 Factor = Literal["gradient", "sampled", "exact"]
+Loss = Literal["cross_entropy", "l2"]
+
+PerSampleLoss = Callable[[Array, PyTree], Array]
+"""(logits [..., classes], targets, as a rule labels [...]) -> loss of each sample [...]."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +38,49 @@ class Cost:
     """A per-sample cost with the factors of its curvature.
 
     Attributes:
-      value: (logits [batch, classes], labels [batch]) -> [batch].
+      value: (logits [..., classes], targets [...]) -> [...]. Targets are integer labels, or any
+        tree that the value understands (labels and a teacher's logits, say).
       exact: logits [..., classes] -> [columns, ..., classes], or None if it is not known.
       sampled: (key, logits [..., classes]) -> [..., classes], or None if it is not known.
     """
 
-    value: Callable[[Array, Array], Array]
+    value: PerSampleLoss
     exact: Callable[[Array], Array] | None = None
     sampled: Callable[[Array, Array], Array] | None = None
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+@cache
+def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
+    """The cost called `loss`, of logits and integer labels.
+
+    Args:
+      loss: "cross_entropy" (nats), or "l2": half the squared distance to the one-hot target.
+      label_smoothing: share s of the target spread evenly over the classes,
+        target = (1 - s) onehot + s / classes.
+
+    Returns:
+      The cost; the same one for the same arguments, so that compiled programs that depend on it are
+      found again.
+
+    Raises:
+      ValueError: for an unknown name or a label_smoothing outside [0, 1).
+    """
+    if loss not in get_args(Loss):
+        raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(get_args(Loss))}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
+
+    def value(logits: Array, labels: Array) -> Array:
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        if loss == "l2":
+            return jnp.sum(optax.l2_loss(logits - targets), axis=-1)
+        return optax.softmax_cross_entropy(logits, targets)
+
+    # The curvature does not depend on the target: it is that of every smoothing.
+    if loss == "l2":
+        return Cost(value, _squared_error_exact, _squared_error_sampled)
+    return Cost(value, _cross_entropy_exact, _cross_entropy_sampled)
 
 
 def _cross_entropy_exact(logits: Array) -> Array:
@@ -58,11 +95,6 @@ def _cross_entropy_sampled(key: Array, logits: Array) -> Array:
     return jax.nn.softmax(logits) - jax.nn.one_hot(drawn, logits.shape[-1], dtype=logits.dtype)
 
 
-def _squared_error(logits: Array, labels: Array) -> Array:
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return jnp.sum(optax.l2_loss(logits - targets), axis=-1)
-
-
 def _squared_error_exact(logits: Array) -> Array:
     identity = jnp.eye(logits.shape[-1], dtype=logits.dtype)
     shape = (logits.shape[-1], *logits.shape)
@@ -73,8 +105,8 @@ def _squared_error_sampled(key: Array, logits: Array) -> Array:
     return jax.random.normal(key, logits.shape, logits.dtype)
 
 
-cross_entropy = Cost(_cross_entropy, _cross_entropy_exact, _cross_entropy_sampled)
+cross_entropy = make_cost("cross_entropy")
 """-log softmax(z)[label], in nats; labels are integers."""
 
-squared_error = Cost(_squared_error, _squared_error_exact, _squared_error_sampled)
+squared_error = make_cost("l2")
 """Half the squared distance of z to the one-hot target; labels are integers."""

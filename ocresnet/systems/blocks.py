@@ -1,0 +1,73 @@
+"""The residual blocks of a network as a list.
+
+A network keeps the arrays of its blocks stacked, one entry a segment. Cutting, removing, adding and
+comparing blocks is easier on a list of them: `blocks` takes the list out, `with_blocks` puts
+another one into a network of another depth.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ocresnet.systems.architecture import ResidualArchitecture
+from ocresnet.systems.network import Network
+from ocresnet.systems.system import PyTree
+
+
+class Block(NamedTuple):
+    """The arrays of one residual block, in the memory of the host.
+
+    Attributes:
+      params: `residual`, all parameters of its branch; `exit`, its separate exit head, if it has.
+      batch_stats: of the same parts, where they have some; empty where none has.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+def blocks(network: Network) -> list[Block]:
+    """The residual blocks of a network, in order."""
+    listed = []
+    for segment in network.architecture.system().blocks:
+        own = Block(network.params[segment.name], network.batch_stats.get(segment.name, {}))
+        own = jax.device_get(own)
+        if segment.length is None:
+            listed.append(own)
+        else:
+            listed += [
+                jax.tree.map(lambda leaf, i=index: leaf[i], own) for index in range(segment.length)
+            ]
+    return listed
+
+
+def with_blocks(
+    network: Network, architecture: ResidualArchitecture, listed: Sequence[Block]
+) -> Network:
+    """The network of another architecture, with these blocks; all other arrays are `network`'s.
+
+    Args:
+      network: of the same family.
+      architecture: of the result; its depth is the number of blocks.
+      listed: the blocks, of the shapes that the architecture has in their places.
+    """
+    old = {segment.name for segment in network.architecture.system().blocks}
+    params, batch_stats = (
+        {name: entry for name, entry in tree.items() if name not in old}
+        for tree in network.variables
+    )
+    waiting = list(listed)
+    for segment in architecture.system().blocks:
+        own, waiting = waiting[: segment.transitions], waiting[segment.transitions :]
+        stacked = own[0] if segment.length is None else jax.tree.map(_stacked, *own)
+        params[segment.name] = jax.tree.map(jnp.asarray, stacked.params)
+        if stacked.batch_stats:
+            batch_stats[segment.name] = jax.tree.map(jnp.asarray, stacked.batch_stats)
+    return Network(architecture, params, batch_stats)
+
+
+def _stacked(*leaves: np.ndarray) -> np.ndarray:
+    return np.stack(leaves)
