@@ -3,24 +3,28 @@
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from ocresnet.costs import Cost, PerSampleLoss, make_cost
 from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
-from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
+from ocresnet.systems import families
 from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import check_teacher
 from ocresnet.training.interruption import stop_requests
-from ocresnet.training.loop import TrainingLoop
-from ocresnet.training.step import training_outputs
+from ocresnet.training.loop import OptimizerOf, TrainingLoop
+from ocresnet.training.step import training_problem
+
+ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)
 
 
 class Run(NamedTuple):
@@ -41,7 +45,7 @@ class Run(NamedTuple):
 
 
 def fit(
-    network: ResNetConfig,
+    architecture: Architecture,
     config: TrainingConfig,
     data: TrainingData,
     *,
@@ -51,6 +55,7 @@ def fit(
     tensorboard: bool = False,
     progress: bool = True,
     loss: PerSampleLoss | None = None,
+    optimizer: OptimizerOf | None = None,
     initial: Network | None = None,
     teacher: Network | None = None,
 ) -> Run:
@@ -64,7 +69,7 @@ def fit(
     stops all after the epoch.
 
     Args:
-      network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
+      architecture: of any family; its `pixel_mean` should fit the data, as `for_dataset` makes it.
       config: everything else that determines the numbers.
       data: training and test set; `config.validation` is split off here.
       workdir: folder of the run; None keeps nothing on disk.
@@ -74,17 +79,20 @@ def fit(
       progress: show a progress bar, or outside a terminal a line an epoch.
       loss: any per-sample loss, (logits [..., classes], labels [...]) -> [...]; None means that of
         `config`.
-      initial: the network to start from, of architecture `network`; it stays as it is. None draws a
+      optimizer: a function (problem, schedule) -> any optax transformation, which is used instead
+        of `config.optimizer`, whose schedule it is given; a run is recognised by its qualified
+        name. Inside, the mapped axis over devices is called `step.AXIS_NAME`.
+      initial: the network to start from, of this `architecture`; it stays as it is. None draws a
         new one.
       teacher: the network to learn from where `config.distillation` is above 0; any architecture
         that takes the same images (each normalises them itself) and tells the same classes apart.
 
     Returns:
-      The trained network, its metrics and its trajectories over depth. A network that was trained
-      without stage cost comes back with calibrated exits.
+      The trained network, its metrics and its trajectories over depth. A network of residual blocks
+      that was trained without stage cost comes back with calibrated exits.
 
     Raises:
-      ValueError: if network, configuration, data, devices, initial network and teacher do not fit
+      ValueError: if architecture, configuration, data, devices, initial network and teacher do not fit
         together, or the workdir holds another run.
       OSError: if the workdir cannot be written.
       NonFiniteLossError: if the loss or a parameter stops being finite.
@@ -93,31 +101,37 @@ def fit(
       >>> data = load_dataset("digits")
       >>> run = fit(for_dataset(ResNetConfig.homogeneous(12, 16), data), TrainingConfig(), data)
       >>> small = prune(run.network, 3)
-      >>> fit(small.config, TrainingConfig(stage_cost=0.0, epochs=5), data, initial=small)
+      >>> config = TrainingConfig(stage_cost=0.0, epochs=5, optimizer=AdamW(learning_rate=1e-4))
+      >>> fit(small.architecture, config, data, initial=small)
     """
     if devices is not None and jax.process_count() > 1:
         raise ValueError("with several processes all their devices are used: leave devices out.")
     local_devices = list(jax.local_devices() if devices is None else devices)
     data = data.split(config.validation, config.seed)
-    _check(network, config, data, len(local_devices))
-    check_teacher(network, config, teacher)
+    _check(architecture, config, data, len(local_devices))
+    if optimizer is None:
+        _check_optimizer(architecture, config, len(local_devices))
+    check_teacher(architecture, config, teacher)
     if initial is not None:
-        _check_initial(network, initial.config)
+        _check_initial(architecture, initial.architecture)
     if keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
     folder = None if workdir is None else records.prepare_workdir(workdir)
-    description = records.plain(run_config(network, config, data, loss, initial, teacher))
+    description = records.plain(
+        run_config(architecture, config, data, loss, optimizer, initial, teacher)
+    )
     if folder is not None:
         records.check_config(folder, description)
         if jax.process_index() == 0:
             source = {"dataset": data.source, "data_dir": data.data_dir}
             records.record_session(folder, source)
     loop = TrainingLoop(
-        network,
+        architecture,
         config,
         data,
-        loss or per_sample_loss(config.loss, config.label_smoothing),
+        make_cost(config.loss, config.label_smoothing) if loss is None else Cost(loss),
         local_devices,
+        optimizer=optimizer,
         description=description,
         folder=folder,
         keep_checkpoints=keep_checkpoints,
@@ -135,21 +149,24 @@ def fit(
     if interrupted:
         return Run(trained, loop.metrics, {}, interrupted)
 
-    if training_outputs(network, config) == 1:
+    residual = isinstance(architecture, ResidualArchitecture)
+    if residual and loop.problem.system.outputs == 0:
         trained = calibrate_exits(trained, data.images("train"), execution=config.execution)
     trajectories = loop.evaluate(trained, data.parts)
     if folder is not None and jax.process_index() == 0:
-        norms = parameter_norms(network, trained.params)
-        records.write_json(folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms})
+        measured: dict[str, Any] = dict(trajectories)
+        if residual:
+            measured["parameter_norms"] = parameter_norms(architecture, trained.params)
+        records.write_json(folder / records.TRAJECTORY, measured)
         networks.save(trained, folder / records.NETWORK)
     return Run(trained, loop.metrics, trajectories, interrupted)
 
 
-def for_dataset(network: ResNetConfig, data: TrainingData) -> ResNetConfig:
+def for_dataset(architecture: ArchitectureT, data: TrainingData) -> ArchitectureT:
     """The architecture with image shape, classes and pixel statistics of a data set."""
     mean, deviation = data.pixel_statistics
     return replace(
-        network,
+        architecture,
         image_shape=data.image_shape,
         classes=data.classes,
         pixel_mean=mean,
@@ -158,22 +175,25 @@ def for_dataset(network: ResNetConfig, data: TrainingData) -> ResNetConfig:
 
 
 def run_config(
-    network: ResNetConfig,
+    architecture: Architecture,
     config: TrainingConfig,
     data: TrainingData,
     loss: PerSampleLoss | None = None,
+    optimizer: OptimizerOf | None = None,
     initial: Network | None = None,
     teacher: Network | None = None,
 ) -> dict[str, Any]:
     """What determines a run's numbers, as JSON values."""
     samples = {part: data.samples(part) for part in data.parts}
     described: dict[str, Any] = {
-        "network": asdict(network),
-        "training": asdict(config),
+        "architecture": families.describe(architecture),
+        "training": configs.describe(config),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": samples},
     }
     if loss is not None:
-        described["loss"] = getattr(loss, "__qualname__", repr(type(loss)))
+        described["loss"] = _qualified_name(loss)
+    if optimizer is not None:
+        described["optimizer"] = _qualified_name(optimizer)
     if initial is not None:
         described["initial"] = networks.fingerprint(initial)
     if teacher is not None:
@@ -181,32 +201,24 @@ def run_config(
     return described
 
 
-def _check(network: ResNetConfig, config: TrainingConfig, data: TrainingData, devices: int) -> None:
+def _qualified_name(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(type(function)))
+
+
+def _check(
+    architecture: Architecture, config: TrainingConfig, data: TrainingData, devices: int
+) -> None:
     """Refuse what cannot work before anything is compiled."""
-    if network.image_shape != data.image_shape:
+    if architecture.image_shape != data.image_shape:
         raise ValueError(
-            f"the network takes images of shape {network.image_shape}, but {data.name} has "
+            f"the network takes images of shape {architecture.image_shape}, but {data.name} has "
             f"{data.image_shape}."
         )
-    if network.classes < data.classes:
+    if architecture.classes < data.classes:
         raise ValueError(
-            f"the network has {network.classes} classes, but {data.name} has {data.classes}."
+            f"the network has {architecture.classes} classes, but {data.name} has {data.classes}."
         )
-    if network.exits == "none" and config.stage_cost > 0:
-        raise ValueError(
-            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: give "
-            "it exits (shared or separate), or set stage_cost to 0."
-        )
-    if network.exits == "separate" and config.stage_cost == 0:
-        raise ValueError(
-            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
-            "exits shared or none."
-        )
-    if network.exits == "separate" and config.stage_cost_schedule != "constant":
-        raise ValueError(
-            f"stage_cost_schedule is {config.stage_cost_schedule!r}, but separate exit heads learn "
-            "at a rate that is divided by the stage cost: it must be constant."
-        )
+    _check_stage_cost(architecture, config)
     total_devices = devices * jax.process_count()
     if config.batch_size % total_devices:
         raise ValueError(
@@ -224,15 +236,48 @@ def _check(network: ResNetConfig, config: TrainingConfig, data: TrainingData, de
         )
 
 
-def _check_initial(network: ResNetConfig, initial: ResNetConfig) -> None:
+def _check_optimizer(architecture: Architecture, config: TrainingConfig, devices: int) -> None:
+    """Refuse a problem that the configured optimizer cannot solve."""
+    variables = jax.eval_shape(architecture.init, jax.random.key(0))
+    samples = config.batch_size // (devices * jax.process_count())
+    problem = training_problem(architecture, config)
+    config.optimizer.check(architecture, problem, variables, devices * jax.process_count(), samples)
+
+
+def _check_stage_cost(architecture: Architecture, config: TrainingConfig) -> None:
+    """Refuse a stage cost that nothing would pay, and exits that nothing would train."""
+    if architecture.outputs == 1 and config.stage_cost > 0:
+        raise ValueError(
+            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: "
+            + (
+                "give it exits (shared or separate), or set stage_cost to 0."
+                if isinstance(architecture, ResidualArchitecture)
+                else f"set stage_cost to 0 (a {type(architecture).__name__} cannot have any)."
+            )
+        )
+    if not isinstance(architecture, ResidualArchitecture) or architecture.exits != "separate":
+        return
+    if config.stage_cost == 0:
+        raise ValueError(
+            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
+            "exits shared or none."
+        )
+    if config.stage_cost_schedule != "constant":
+        raise ValueError(
+            f"stage_cost_schedule is {config.stage_cost_schedule!r}, but separate exit heads learn "
+            "at a rate that is divided by the stage cost: it must be constant."
+        )
+
+
+def _check_initial(architecture: Architecture, initial: Architecture) -> None:
     """Refuse to start from a network of another architecture."""
-    wanted, given = asdict(network), asdict(initial)
-    different = [name for name in wanted if wanted[name] != given[name]]
+    wanted, given = families.describe(architecture), families.describe(initial)
+    different = [name for name in wanted if wanted[name] != given.get(name)]
     if different:
         names = " and ".join(
-            f"{name} {given[name]} instead of {wanted[name]}" for name in different
+            f"{name} {given.get(name)} instead of {wanted[name]}" for name in different
         )
         raise ValueError(
             f"the initial network is of another architecture: it has {names}; train its own "
-            "`config`, or start from another network."
+            "`architecture`, or start from another network."
         )
