@@ -1,6 +1,6 @@
 """How a network is trained: every choice that changes the numbers, in one frozen record."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from ocresnet.costs import Loss
@@ -50,7 +50,7 @@ class TrainingConfig:
 
     epochs: int = 165
     batch_size: int = 128
-    optimizer: Optimizer = SGD()
+    optimizer: Optimizer = field(default_factory=SGD)
     stage_cost: float = 0.02
     stage_cost_schedule: StageCostSchedule = "constant"
     loss: Loss = "cross_entropy"
@@ -61,7 +61,7 @@ class TrainingConfig:
     augmentation: Augmentation = "none"
     validation: float = 0.0
     seed: int = 0
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -101,7 +101,7 @@ def from_description(described: Any) -> TrainingConfig:
     Raises:
       ValueError: for what `describe` has not made, or impossible values.
     """
-    known = {field.name for field in fields(TrainingConfig)}
+    known = {known.name for known in fields(TrainingConfig)}
     if not isinstance(described, dict) or described.keys() != known:
         raise ValueError("the description of a training is wrong: it lacks fields or has others.")
     execution = described["execution"]

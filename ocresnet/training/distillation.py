@@ -53,9 +53,6 @@ def distillation_cost(cost: Cost, weight: float, temperature: float) -> Cost:
     Returns:
       A cost that has the factors of its curvature that L has; the same one for the same arguments.
     """
-    exact_loss, exact_teacher = cost.exact, cross_entropy.exact
-    sampled_loss, sampled_teacher = cost.sampled, cross_entropy.sampled
-    assert exact_teacher is not None and sampled_teacher is not None
     scale_of_loss, scale_of_teacher = (1 - weight) ** 0.5, weight**0.5
 
     def value(logits: Array, targets: tuple[Array, Array]) -> Array:
@@ -64,20 +61,22 @@ def distillation_cost(cost: Cost, weight: float, temperature: float) -> Cost:
         return (1 - weight) * cost.value(logits, labels) + weight * divergence
 
     def exact(logits: Array) -> Array:
-        columns = scale_of_loss * exact_loss(logits)
-        others = scale_of_teacher * exact_teacher(logits / temperature)
+        assert cost.exact is not None and cross_entropy.exact is not None
+        columns = scale_of_loss * cost.exact(logits)
+        others = scale_of_teacher * cross_entropy.exact(logits / temperature)
         return jnp.concatenate([columns, others])
 
     def sampled(key: Array, logits: Array) -> Array:
+        assert cost.sampled is not None and cross_entropy.sampled is not None
         # The two are independent, each with mean 0: their products vanish on average.
         first, second = jax.random.split(key)
-        column = scale_of_loss * sampled_loss(first, logits)
-        return column + scale_of_teacher * sampled_teacher(second, logits / temperature)
+        column = scale_of_loss * cost.sampled(first, logits)
+        return column + scale_of_teacher * cross_entropy.sampled(second, logits / temperature)
 
     return Cost(
         value,
-        exact if exact_loss is not None else None,
-        sampled if sampled_loss is not None else None,
+        exact if cost.exact is not None else None,
+        sampled if cost.sampled is not None else None,
     )
 
 

@@ -92,8 +92,8 @@ def fit(
       that was trained without stage cost comes back with calibrated exits.
 
     Raises:
-      ValueError: if architecture, configuration, data, devices, initial network and teacher do not fit
-        together, or the workdir holds another run.
+      ValueError: if architecture, configuration, data, devices, initial network and teacher do not
+        fit together, or the workdir holds another run.
       OSError: if the workdir cannot be written.
       NonFiniteLossError: if the loss or a parameter stops being finite.
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.network import Network
 from ocresnet.training import records
-from ocresnet.training.checkpoints import Checkpoints
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import evaluate
 from ocresnet.training.interruption import StopRequests
@@ -36,6 +35,9 @@ from ocresnet.training.step import (
     training_problem,
     zero_totals,
 )
+
+if TYPE_CHECKING:
+    from ocresnet.training.checkpoints import Checkpoints
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints in a run's workdir."""
@@ -133,8 +135,11 @@ class TrainingLoop:
         )
         self.epoch = self.step_in_epoch = 0
         self.metrics: list[dict[str, Any]] = []
-        self.checkpoints = self.metrics_file = None
+        self.checkpoints: "Checkpoints | None" = None
+        self.metrics_file: records.MetricsFile | None = None
         if folder is not None:
+            from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
+
             self.checkpoints = Checkpoints(
                 folder / CHECKPOINTS, keep_checkpoints, scored="validation" in data.parts
             )
@@ -143,7 +148,7 @@ class TrainingLoop:
             if jax.process_index() == 0:
                 self.metrics_file = records.MetricsFile(folder, self.epoch)
 
-    def _resume(self, checkpoints: Checkpoints) -> None:
+    def _resume(self, checkpoints: "Checkpoints") -> None:
         step = checkpoints.latest_step()
         if step is not None:
             restored = checkpoints.restore(step, self.state)

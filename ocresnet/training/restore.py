@@ -63,6 +63,8 @@ def restore_network(
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
+    from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
+
     checkpoints = Checkpoints(folder, scored="validation" in data["samples"])
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()

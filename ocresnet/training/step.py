@@ -182,7 +182,8 @@ def make_train_step(
         state: TrainState, batch: Batch, teacher: Network | None = None
     ) -> tuple[TrainState, StepInfo]:
         params, batch_stats = state.variables
-        images, targets = batch.images, batch.labels
+        images = batch.images
+        targets: PyTree = batch.labels
         if teacher is not None:
             targets = (batch.labels, _own_output(teacher, images, config))
         nominal = linearize(
