@@ -7,7 +7,6 @@ platform it was exported for; other tools take the StableHLO module in it.
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,9 +16,10 @@ import numpy as np
 from jax import export
 
 from ocresnet.files import replace_file
-from ocresnet.systems import resnet
+from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import residual
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution
+from ocresnet.systems.system import Execution
 
 Array = jax.Array
 
@@ -43,7 +43,7 @@ def export_network(
     """Write the function images -> logits to a file, in inference mode.
 
     Args:
-      network: the network to export.
+      network: the network to export, of any family.
       path: the file; it is replaced in one step.
       exits: give every output, [outputs, batch, classes], instead of the own one's
         [batch, classes]; float32.
@@ -73,19 +73,21 @@ def export_network(
         raise ValueError(f"pixel is {pixel!r}, but must be one of {', '.join(get_args(Pixel))}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
-    if exits and network.config.exits == "none":
+    architecture = network.architecture
+    if exits and residual(architecture, "exporting exits").exits == "none":
         raise ValueError(
             "this network has no exits to export: give it some with calibrate_exits first."
         )
-    config = network.config if exits else replace(network.config, exits="none")
     (batch,) = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
 
     def forward(images: Array) -> Array:
-        logits = resnet.apply(config, network.variables, images, execution=execution)[0]
+        logits, _ = networks.apply(
+            architecture, network.variables, images, own_output=not exits, execution=execution
+        )
         return logits if exits else logits[0]
 
     exported = export.export(jax.jit(forward), platforms=platforms)(
-        jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.dtype(pixel))
+        jax.ShapeDtypeStruct((batch, *architecture.image_shape), jnp.dtype(pixel))
     )
     replace_file(Path(path), bytes(exported.serialize()))
 
