@@ -49,6 +49,13 @@ OptimizerOf = Callable[[Problem, optax.Schedule], optax.GradientTransformation]
 """(problem, learning rate over steps) -> any optax transformation."""
 
 
+def open_checkpoints(folder: Path, keep: int = 2, scored: bool = False) -> "Checkpoints":
+    """The checkpoints in a folder, as `Checkpoints` opens them."""
+    from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
+
+    return Checkpoints(folder, keep, scored)
+
+
 class NonFiniteLossError(FloatingPointError):
     """Training met a loss or a parameter that is not finite."""
 
@@ -135,12 +142,10 @@ class TrainingLoop:
         )
         self.epoch = self.step_in_epoch = 0
         self.metrics: list[dict[str, Any]] = []
-        self.checkpoints: "Checkpoints | None" = None
+        self.checkpoints: Checkpoints | None = None
         self.metrics_file: records.MetricsFile | None = None
         if folder is not None:
-            from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
-
-            self.checkpoints = Checkpoints(
+            self.checkpoints = open_checkpoints(
                 folder / CHECKPOINTS, keep_checkpoints, scored="validation" in data.parts
             )
             self._resume(self.checkpoints)

@@ -14,7 +14,7 @@ from ocresnet.systems.network import Network
 from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.loop import CHECKPOINTS, OptimizerOf
+from ocresnet.training.loop import CHECKPOINTS, OptimizerOf, open_checkpoints
 from ocresnet.training.step import TrainState, init_state, training_problem
 
 Checkpoint = Literal["last", "best"]
@@ -63,9 +63,7 @@ def restore_network(
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
-    from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
-
-    checkpoints = Checkpoints(folder, scored="validation" in data["samples"])
+    checkpoints = open_checkpoints(folder, scored="validation" in data["samples"])
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         if step is None:
