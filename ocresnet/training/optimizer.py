@@ -76,14 +76,10 @@ class Optimizer(ABC):
             "at least 1",
         )
 
-    @property
-    def keep(self) -> Keep:
-        """What a training step has to keep of its linearised trajectory, on one device."""
-        return Keep()
-
     def keep_on(self, devices: int) -> Keep:
-        """What each of so many devices has to keep; `keep`, where devices make no difference."""
-        return self.keep
+        """What a training step has to keep of its linearised trajectory, on each of so many
+        devices."""
+        return Keep()
 
     def schedule_over(
         self, epochs: int, steps_per_epoch: int, learning_rate: float | Array | None = None

@@ -7,15 +7,31 @@ package.
 from dataclasses import asdict
 from typing import Any
 
+from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
 from ocresnet.training.gradient_optimizers import SGD, AdamW, RMSprop
 from ocresnet.training.optimizer import Optimizer
 
-__all__ = ["OPTIMIZERS", "SGD", "AdamW", "Optimizer", "RMSprop", "describe", "from_description"]
+__all__ = [
+    "EKFAC",
+    "KFAC",
+    "OPTIMIZERS",
+    "SGD",
+    "AdamW",
+    "OCNOpt",
+    "Optimizer",
+    "RMSprop",
+    "describe",
+    "from_description",
+    "register",
+]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adamw": AdamW,
     "rmsprop": RMSprop,
+    "kfac": KFAC,
+    "ekfac": EKFAC,
+    "ocnopt": OCNOpt,
 }
 
 

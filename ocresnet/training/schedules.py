@@ -44,7 +44,7 @@ def make_schedule(
         boundaries: dict[int, float] = {}
         for milestone in milestones:
             at = milestone if isinstance(milestone, int) else milestone * epochs
-            step = int(at * steps_per_epoch)
+            step = round(at * steps_per_epoch)
             boundaries[step] = boundaries.get(step, 1.0) * decay_factor
         schedule = optax.piecewise_constant_schedule(learning_rate, boundaries)
     elif name == "cosine":

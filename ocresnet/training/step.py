@@ -169,7 +169,9 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
+        # Alone, a device hands on the very arrays: OCNOpt sees that they are those of `nominal`.
+        alone = axis_name is None or lax.axis_size(axis_name) == 1
+        return tree if alone else lax.pmean(tree, axis_name)
 
     def random_key(step: Array) -> Array | None:
         """For random factors: another one every step, on every device."""

@@ -15,22 +15,22 @@ import pytest
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import load
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training import loop, records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import Run, fit, for_dataset
 from ocresnet.training.loop import NonFiniteLossError
+from ocresnet.training.optimizers import SGD
 from ocresnet.training.progress import TrainingProgress
 from ocresnet.training.restore import restore_network
 
 CONFIG = TrainingConfig(
     epochs=3,
     batch_size=16,
-    milestones=(2,),
+    optimizer=SGD(learning_rate=0.05, milestones=(0.7,)),
     augmentation="crop",
     validation=0.2,
     average_decay=0.9,
-    learning_rate=0.05,
 )
 ONE_DEVICE = jax.devices()[:1]
 
@@ -156,11 +156,13 @@ def test_what_a_run_leaves_behind(toy_data, tmp_path):
     for saved in (load(tmp_path / "network"), restore_network(tmp_path, "last")):
         jax.tree.map(np.testing.assert_array_equal, saved, result.network)
     best = restore_network(tmp_path, "best")
-    assert best.config == result.network.config
+    assert best.architecture == result.network.architecture
 
 
 def test_training_learns_and_devices_agree(toy_data):
-    config = replace(CONFIG, epochs=6, milestones=(), average_decay=0.0)
+    config = replace(
+        CONFIG, epochs=6, optimizer=SGD(learning_rate=0.05, milestones=()), average_decay=0.0
+    )
     one, two = run(toy_data, config=config), run(toy_data, config=config, devices=jax.devices()[:2])
     assert one.metrics[-1]["test"]["accuracies"][-1] > 0.7
     np.testing.assert_allclose(one.metrics[0]["objective"], two.metrics[0]["objective"], rtol=1e-3)
@@ -191,13 +193,13 @@ def test_any_per_sample_loss_trains(toy_data):
 
 def test_data_that_was_split_before_has_a_best_checkpoint(toy_data, tmp_path):
     run(toy_data.split(0.2), tmp_path, config=replace(CONFIG, epochs=1, validation=0.0))
-    assert restore_network(tmp_path, "best").config.depth == 2
+    assert restore_network(tmp_path, "best").architecture.depth == 2
     with pytest.raises(ValueError, match="split only once"):
         run(toy_data.split(0.2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy_data, tmp_path):
-    run_config = replace(CONFIG, learning_rate=1e30, epochs=2)
+    run_config = replace(CONFIG, optimizer=SGD(learning_rate=1e30), epochs=2)
     with pytest.raises(NonFiniteLossError, match=r"(loss is nan at step \d|not finite).*epoch 1"):
         run(toy_data, tmp_path, config=run_config)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -274,7 +276,7 @@ def test_a_finished_run_without_checkpoints_still_has_its_last_network(toy_data,
     finished = run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
     shutil.rmtree(tmp_path / "checkpoints")
     restored = restore_network(tmp_path)
-    assert restored.config == finished.network.config
+    assert restored.architecture == finished.network.architecture
     for one, other in zip(
         *map(jax.tree.leaves, (restored.variables, finished.network.variables)), strict=True
     ):
