@@ -4,10 +4,13 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from ocresnet import files
 from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
@@ -20,7 +23,10 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import check_teacher
 from ocresnet.training.interruption import stop_requests
 from ocresnet.training.loop import TrainingLoop
+from ocresnet.training.processes import in_first_process
+from ocresnet.training.restore import finished_without_checkpoints
 from ocresnet.training.step import training_outputs
+from ocresnet.training.workdir_lock import only_run_in
 
 
 class Run(NamedTuple):
@@ -57,7 +63,8 @@ def fit(
     """Train a network, or continue the run in `workdir` to the very same result.
 
     After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
-    middle of an epoch and return.
+    middle of an epoch and return. A damaged checkpoint is left out, and the run continues from the
+    one before; a finished run whose checkpoints were removed is returned as it was.
 
     After `jax.distributed.initialize`, call it in every process with the same arguments: each
     computes its part of every batch, the first writes the records, and a signal to any of them
@@ -65,6 +72,8 @@ def fit(
 
     Args:
       network: the architecture; its `pixel_mean` should fit the data, as `for_dataset` makes it.
+        Where that was made for data of which `config.validation` is now held out, it becomes that
+        of the part that is left to train on.
       config: everything else that determines the numbers.
       data: training and test set; `config.validation` is split off here.
       workdir: folder of the run; None keeps nothing on disk.
@@ -85,8 +94,8 @@ def fit(
 
     Raises:
       ValueError: if network, configuration, data, devices, initial network and teacher do not fit
-        together, or the workdir holds another run.
-      OSError: if the workdir cannot be written.
+        together, or the workdir holds another run, or what is left of this one is damaged.
+      OSError: if the workdir cannot be written, or another process runs in it.
       NonFiniteLossError: if the loss or a parameter stops being finite.
 
     Example:
@@ -98,7 +107,13 @@ def fit(
     if devices is not None and jax.process_count() > 1:
         raise ValueError("with several processes all their devices are used: leave devices out.")
     local_devices = list(jax.local_devices() if devices is None else devices)
-    data = data.split(config.validation, config.seed)
+    _check_kinds(network, config, data)
+    whole, data = data, data.split(config.validation, config.seed)
+    pixels = (network.pixel_mean, network.pixel_deviation)
+    if config.validation > 0 and initial is None and pixels == whole.pixel_statistics:
+        # Made for the whole data: of what is held out not even the mean may be seen.
+        mean, deviation = data.pixel_statistics
+        network = replace(network, pixel_mean=mean, pixel_deviation=deviation)
     _check(network, config, data, len(local_devices))
     check_teacher(network, config, teacher)
     if initial is not None:
@@ -107,42 +122,61 @@ def fit(
         raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
     folder = None if workdir is None else records.prepare_workdir(workdir)
     description = records.plain(run_config(network, config, data, loss, initial, teacher))
-    if folder is not None:
-        records.check_config(folder, description)
-        if jax.process_index() == 0:
-            source = {"dataset": data.source, "data_dir": data.data_dir}
-            records.record_session(folder, source)
-    loop = TrainingLoop(
-        network,
-        config,
-        data,
-        loss or per_sample_loss(config.loss, config.label_smoothing),
-        local_devices,
-        description=description,
-        folder=folder,
-        keep_checkpoints=keep_checkpoints,
-        initial=initial,
-        teacher=teacher,
-    )
-    with (
-        closing(loop),
-        records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
-        stop_requests() as stop,
-        loop.progress(progress) as bar,
-    ):
-        interrupted = loop.train(stop, bar, board)
-    trained = loop.trained_network()
-    if interrupted:
-        return Run(trained, loop.metrics, {}, interrupted)
+    with only_run_in(folder), stop_requests() as stop:
+        if folder is not None:
+            finished = finished_without_checkpoints(folder, description, config.epochs)
+            if finished is not None:
+                return Run(*finished, interrupted=False)
+            in_first_process(partial(_record_start, folder, description, data))
+        loop = TrainingLoop(
+            network,
+            config,
+            data,
+            loss or per_sample_loss(config.loss, config.label_smoothing),
+            local_devices,
+            description=description,
+            folder=folder,
+            keep_checkpoints=keep_checkpoints,
+            initial=initial,
+            teacher=teacher,
+        )
+        tensorboard_folder = folder / "tensorboard" if folder and tensorboard else None
+        with (
+            closing(loop),
+            records.tensorboard(tensorboard_folder) as board,
+            loop.progress(progress) as bar,
+        ):
+            interrupted = loop.train(stop, bar, board)
+        trained = loop.trained_network()
+        if not interrupted:
+            try:
+                with stop.at_once():
+                    return _finish(loop, trained, folder)
+            except KeyboardInterrupt:
+                bar.note("stopped by a signal after the last epoch; the run can be continued")
+        return Run(trained, loop.metrics, {}, interrupted=True)
 
-    if training_outputs(network, config) == 1:
-        trained = calibrate_exits(trained, data.images("train"), execution=config.execution)
-    trajectories = loop.evaluate(trained, data.parts)
+
+def _record_start(folder: Path, description: dict[str, Any], data: TrainingData) -> None:
+    records.check_config(folder, description)
+    records.record_session(folder, {"dataset": data.source, "data_dir": data.data_dir})
+
+
+def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
+    """Measure the finished network over depth, and write down what the run comes to."""
+    if training_outputs(loop.network, loop.config) == 1:
+        images = loop.data.images("train")
+        trained = calibrate_exits(trained, images, execution=loop.config.execution)
+    trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        norms = parameter_norms(network, trained.params)
-        records.write_json(folder / records.TRAJECTORY, {**trajectories, "parameter_norms": norms})
+        measured = {
+            **trajectories,
+            "parameter_norms": parameter_norms(loop.network, trained.params),
+            "metrics": records.digest_of_rows(loop.metrics),
+        }
         networks.save(trained, folder / records.NETWORK)
-    return Run(trained, loop.metrics, trajectories, interrupted)
+        records.write_json(folder / records.TRAJECTORY, files.sealed(records.plain(measured)))
+    return Run(trained, loop.metrics, trajectories, interrupted=False)
 
 
 def for_dataset(network: ResNetConfig, data: TrainingData) -> ResNetConfig:
@@ -179,6 +213,20 @@ def run_config(
     if teacher is not None:
         described["teacher"] = networks.fingerprint(teacher)
     return described
+
+
+def _check_kinds(network: object, config: object, data: object) -> None:
+    """Refuse swapped arguments, and arrays or dictionaries for data."""
+    for name, value, fits, wanted in (
+        ("network", network, isinstance(network, ResNetConfig), "a ResNetConfig"),
+        ("config", config, isinstance(config, TrainingConfig), "a TrainingConfig"),
+        ("data", data, hasattr(data, "feed"), "a Dataset or a StreamingDataset"),
+    ):
+        if not fits:
+            raise ValueError(
+                f"fit takes network, config and data in this order: {name} is a "
+                f"{type(value).__name__}, but must be {wanted}."
+            )
 
 
 def _check(network: ResNetConfig, config: TrainingConfig, data: TrainingData, devices: int) -> None:
