@@ -8,6 +8,7 @@ The folder of a checkpoint appears in a single rename once it is whole, and noth
 unless every byte is as it was written.
 """
 
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,9 @@ STATE, ABOUT = "state", "checkpoint.json"
 
 PARTIAL = ".partial"
 """Folder of the checkpoint that is being written, or removed."""
+
+SPARE_BYTES = 2**20
+"""Room on the disk that a checkpoint needs beside its arrays."""
 
 
 class Restored(NamedTuple):
@@ -108,6 +112,10 @@ class Checkpoints:
             if target.exists():  # a damaged one
                 self._remove(target)
             shutil.rmtree(partial, ignore_errors=True)
+            # Beforehand: of a write that fails, orbax's threads speak even when it is caught.
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + SPARE_BYTES
+            if shutil.disk_usage(self._folder).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with _silent_orbax():
                 self._orbax.save(partial / STATE, args=ocp.args.StandardSave(arrays))
             digests = {
