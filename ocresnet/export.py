@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from ocresnet.files import replace_file
+from ocresnet.files import digest, replace_file
 from ocresnet.systems import network as networks
 from ocresnet.systems.architecture import residual
 from ocresnet.systems.network import Network
@@ -28,6 +28,9 @@ Pixel = Literal["float32", "uint8"]
 
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 """What a network is exported for unless something else is said."""
+
+TRAILER = b"\nocresnet export, SHA-256 of the bytes before: "
+"""Stands with the checksum behind the bytes of JAX, whose reader takes no notice of it."""
 
 
 def export_network(
@@ -89,7 +92,8 @@ def export_network(
     exported = export.export(jax.jit(forward), platforms=platforms)(
         jax.ShapeDtypeStruct((batch, *architecture.image_shape), jnp.dtype(pixel))
     )
-    replace_file(Path(path), bytes(exported.serialize()))
+    content = bytes(exported.serialize())
+    replace_file(Path(path), content + TRAILER + digest(content).encode())
 
 
 def load_exported(path: str | os.PathLike) -> Callable[[np.ndarray | Array], Array]:
@@ -97,17 +101,25 @@ def load_exported(path: str | os.PathLike) -> Callable[[np.ndarray | Array], Arr
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged; and, when it is called, for images of another shape.
+      ValueError: if it is damaged or was not written by `export_network`; and, when it is called,
+        for images of another shape.
       ImportError: if flatbuffers is not installed.
     """
     _check_flatbuffers()
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no exported network {path}.")
+    # The reader of JAX trusts every offset in the file: damaged ones end the process.
+    content, _, checksum = path.read_bytes().rpartition(TRAILER)
+    if not content or digest(content).encode() != checksum:
+        raise ValueError(
+            f"{path} is damaged, or not a file of export_network: it does not end in the checksum "
+            "of its content."
+        )
     try:
-        exported = export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # the reader has many ways to say that bytes are damaged
-        raise ValueError(f"the exported network {path} is damaged: {error}") from error
+        exported = export.deserialize(bytearray(content))
+    except Exception as error:  # of a version of JAX that cannot read it, said in many ways
+        raise ValueError(f"the exported network {path} cannot be read: {error}") from error
     (wanted,) = exported.in_avals
     call = jax.jit(exported.call)
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from jax import export
 
-from ocresnet.export import export_network, load_exported
+from ocresnet.export import TRAILER, export_network, load_exported
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import network as networks
 from ocresnet.systems.network import Network
@@ -86,6 +87,25 @@ def test_bottlenecks_and_bare_skips_export(tmp_path):
     )
 
 
+def test_damaged_files_are_refused_before_they_are_read(network, tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    export_network(network, path, platforms=["cpu"])
+    content = path.read_bytes()
+    size = len(content)
+    damaged = [b"", b"nothing", content[:-1], content[: size // 2], content[1:], content + b"x"]
+    for place in (0, 4, 40, size // 3, size // 2, size - 120, size - 90, size - 30, size - 1):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        damaged.append(bytes(flipped))
+    # Without the checksum of ours the reader would be given anything, and some of it ends it.
+    damaged.append(content[: content.rindex(TRAILER)])
+    monkeypatch.setattr(export, "deserialize", None)
+    for wrong in damaged:
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"model is damaged, or not a file of export_network"):
+            load_exported(path)
+
+
 def test_impossible_wishes_are_refused(network, tmp_path):
     plain = replace(network, config=replace(network.config, exits="none"))
     for wish, message in (
@@ -98,9 +118,6 @@ def test_impossible_wishes_are_refused(network, tmp_path):
         with pytest.raises(ValueError, match=message):
             export_network(plain, tmp_path / "model", **wish)
     with pytest.raises(FileNotFoundError, match="no exported network"):
-        load_exported(tmp_path / "model")
-    (tmp_path / "model").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is damaged"):
         load_exported(tmp_path / "model")
     export_network(networks.create(SMALL["homogeneous"]), tmp_path / "model")
     with pytest.raises(ValueError, match=r"this network needs \[batch, 8, 8, 2\]"):

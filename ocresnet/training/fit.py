@@ -4,10 +4,13 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from ocresnet import files
 from ocresnet.costs import Cost, PerSampleLoss, make_cost
 from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
@@ -18,11 +21,19 @@ from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.network import Network
 from ocresnet.training import config as configs
 from ocresnet.training import records
+from ocresnet.training.compatibility import (
+    check_fit,
+    check_initial,
+    check_kinds,
+    check_optimizer,
+)
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import check_teacher
 from ocresnet.training.interruption import stop_requests
 from ocresnet.training.loop import OptimizerOf, TrainingLoop
-from ocresnet.training.step import training_problem
+from ocresnet.training.processes import in_first_process
+from ocresnet.training.restore import finished_without_checkpoints
+from ocresnet.training.workdir_lock import only_run_in
 
 ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)
 
@@ -62,7 +73,8 @@ def fit(
     """Train a network, or continue the run in `workdir` to the very same result.
 
     After every epoch the metrics and a checkpoint are written; SIGTERM and SIGINT write one in the
-    middle of an epoch and return.
+    middle of an epoch and return. A damaged checkpoint is left out, and the run continues from the
+    one before; a finished run whose checkpoints were removed is returned as it was.
 
     After `jax.distributed.initialize`, call it in every process with the same arguments: each
     computes its part of every batch, the first writes the records, and a signal to any of them
@@ -70,6 +82,8 @@ def fit(
 
     Args:
       architecture: of any family; its `pixel_mean` should fit the data, as `for_dataset` makes it.
+        Where that was made for data of which `config.validation` is now held out, it becomes that
+        of the part that is left to train on.
       config: everything else that determines the numbers.
       data: training and test set; `config.validation` is split off here.
       workdir: folder of the run; None keeps nothing on disk.
@@ -93,8 +107,8 @@ def fit(
 
     Raises:
       ValueError: if architecture, configuration, data, devices, initial network and teacher do not
-        fit together, or the workdir holds another run.
-      OSError: if the workdir cannot be written.
+        fit together, or the workdir holds another run, or what is left of this one is damaged.
+      OSError: if the workdir cannot be written, or another process runs in it.
       NonFiniteLossError: if the loss or a parameter stops being finite.
 
     Example:
@@ -107,59 +121,81 @@ def fit(
     if devices is not None and jax.process_count() > 1:
         raise ValueError("with several processes all their devices are used: leave devices out.")
     local_devices = list(jax.local_devices() if devices is None else devices)
-    data = data.split(config.validation, config.seed)
-    _check(architecture, config, data, len(local_devices))
+    check_kinds(architecture, config, data)
+    whole, data = data, data.split(config.validation, config.seed)
+    pixels = (architecture.pixel_mean, architecture.pixel_deviation)
+    if config.validation > 0 and initial is None and pixels == whole.pixel_statistics:
+        # Made for the whole data: of what is held out not even the mean may be seen.
+        mean, deviation = data.pixel_statistics
+        architecture = replace(architecture, pixel_mean=mean, pixel_deviation=deviation)
+    total_devices = len(local_devices) * jax.process_count()
+    check_fit(architecture, config, data, total_devices)
     if optimizer is None:
-        _check_optimizer(architecture, config, len(local_devices))
+        check_optimizer(architecture, config, total_devices)
     check_teacher(architecture, config, teacher)
     if initial is not None:
-        _check_initial(architecture, initial.architecture)
+        check_initial(architecture, initial.architecture)
     if keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints is {keep_checkpoints}, but must be at least 1.")
     folder = None if workdir is None else records.prepare_workdir(workdir)
     description = records.plain(
         run_config(architecture, config, data, loss, optimizer, initial, teacher)
     )
-    if folder is not None:
-        records.check_config(folder, description)
-        if jax.process_index() == 0:
-            source = {"dataset": data.source, "data_dir": data.data_dir}
-            records.record_session(folder, source)
-    loop = TrainingLoop(
-        architecture,
-        config,
-        data,
-        make_cost(config.loss, config.label_smoothing) if loss is None else Cost(loss),
-        local_devices,
-        optimizer=optimizer,
-        description=description,
-        folder=folder,
-        keep_checkpoints=keep_checkpoints,
-        initial=initial,
-        teacher=teacher,
-    )
-    with (
-        closing(loop),
-        records.tensorboard(folder / "tensorboard" if folder and tensorboard else None) as board,
-        stop_requests() as stop,
-        loop.progress(progress) as bar,
-    ):
-        interrupted = loop.train(stop, bar, board)
-    trained = loop.trained_network()
-    if interrupted:
-        return Run(trained, loop.metrics, {}, interrupted)
+    with only_run_in(folder), stop_requests() as stop:
+        if folder is not None:
+            finished = finished_without_checkpoints(folder, description, config.epochs)
+            if finished is not None:
+                return Run(*finished, interrupted=False)
+            in_first_process(partial(_record_start, folder, description, data))
+        loop = TrainingLoop(
+            architecture,
+            config,
+            data,
+            make_cost(config.loss, config.label_smoothing) if loss is None else Cost(loss),
+            local_devices,
+            optimizer=optimizer,
+            description=description,
+            folder=folder,
+            keep_checkpoints=keep_checkpoints,
+            initial=initial,
+            teacher=teacher,
+        )
+        tensorboard_folder = folder / "tensorboard" if folder and tensorboard else None
+        with (
+            closing(loop),
+            records.tensorboard(tensorboard_folder) as board,
+            loop.progress(progress) as bar,
+        ):
+            interrupted = loop.train(stop, bar, board)
+        trained = loop.trained_network()
+        if not interrupted:
+            try:
+                with stop.at_once():
+                    return _finish(loop, trained, folder)
+            except KeyboardInterrupt:
+                bar.note("stopped by a signal after the last epoch; the run can be continued")
+        return Run(trained, loop.metrics, {}, interrupted=True)
 
-    residual = isinstance(architecture, ResidualArchitecture)
+
+def _record_start(folder: Path, description: dict[str, Any], data: TrainingData) -> None:
+    records.check_config(folder, description)
+    records.record_session(folder, {"dataset": data.source, "data_dir": data.data_dir})
+
+
+def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
+    """Measure the finished network over depth, and write down what the run comes to."""
+    residual = isinstance(loop.architecture, ResidualArchitecture)
     if residual and loop.problem.system.outputs == 0:
-        trained = calibrate_exits(trained, data.images("train"), execution=config.execution)
-    trajectories = loop.evaluate(trained, data.parts)
+        images = loop.data.images("train")
+        trained = calibrate_exits(trained, images, execution=loop.config.execution)
+    trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        measured: dict[str, Any] = dict(trajectories)
+        measured = {**trajectories, "metrics": records.digest_of_rows(loop.metrics)}
         if residual:
-            measured["parameter_norms"] = parameter_norms(architecture, trained.params)
-        records.write_json(folder / records.TRAJECTORY, measured)
+            measured["parameter_norms"] = parameter_norms(loop.architecture, trained.params)
         networks.save(trained, folder / records.NETWORK)
-    return Run(trained, loop.metrics, trajectories, interrupted)
+        records.write_json(folder / records.TRAJECTORY, files.sealed(records.plain(measured)))
+    return Run(trained, loop.metrics, trajectories, interrupted=False)
 
 
 def for_dataset(architecture: ArchitectureT, data: TrainingData) -> ArchitectureT:
@@ -203,81 +239,3 @@ def run_config(
 
 def _qualified_name(function: Any) -> str:
     return getattr(function, "__qualname__", repr(type(function)))
-
-
-def _check(
-    architecture: Architecture, config: TrainingConfig, data: TrainingData, devices: int
-) -> None:
-    """Refuse what cannot work before anything is compiled."""
-    if architecture.image_shape != data.image_shape:
-        raise ValueError(
-            f"the network takes images of shape {architecture.image_shape}, but {data.name} has "
-            f"{data.image_shape}."
-        )
-    if architecture.classes < data.classes:
-        raise ValueError(
-            f"the network has {architecture.classes} classes, but {data.name} has {data.classes}."
-        )
-    _check_stage_cost(architecture, config)
-    total_devices = devices * jax.process_count()
-    if config.batch_size % total_devices:
-        raise ValueError(
-            f"batch_size {config.batch_size} is not divisible over {total_devices} devices."
-        )
-    if config.batch_size > data.samples("train"):
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the training set of {data.name}, "
-            f"which has {data.samples('train')} samples."
-        )
-    if config.augmentation not in data.augmentations:
-        raise ValueError(
-            f"augmentation is {config.augmentation!r}, but {data.name} can have "
-            f"{', '.join(data.augmentations)}."
-        )
-
-
-def _check_optimizer(architecture: Architecture, config: TrainingConfig, devices: int) -> None:
-    """Refuse a problem that the configured optimizer cannot solve."""
-    variables = jax.eval_shape(architecture.init, jax.random.key(0))
-    samples = config.batch_size // (devices * jax.process_count())
-    problem = training_problem(architecture, config)
-    config.optimizer.check(architecture, problem, variables, devices * jax.process_count(), samples)
-
-
-def _check_stage_cost(architecture: Architecture, config: TrainingConfig) -> None:
-    """Refuse a stage cost that nothing would pay, and exits that nothing would train."""
-    if architecture.outputs == 1 and config.stage_cost > 0:
-        raise ValueError(
-            f"stage_cost is {config.stage_cost}, but the network has no exits to pay it on: "
-            + (
-                "give it exits (shared or separate), or set stage_cost to 0."
-                if isinstance(architecture, ResidualArchitecture)
-                else f"set stage_cost to 0 (a {type(architecture).__name__} cannot have any)."
-            )
-        )
-    if not isinstance(architecture, ResidualArchitecture) or architecture.exits != "separate":
-        return
-    if config.stage_cost == 0:
-        raise ValueError(
-            "separate exit heads learn only from the stage cost: set stage_cost above 0, or choose "
-            "exits shared or none."
-        )
-    if config.stage_cost_schedule != "constant":
-        raise ValueError(
-            f"stage_cost_schedule is {config.stage_cost_schedule!r}, but separate exit heads learn "
-            "at a rate that is divided by the stage cost: it must be constant."
-        )
-
-
-def _check_initial(architecture: Architecture, initial: Architecture) -> None:
-    """Refuse to start from a network of another architecture."""
-    wanted, given = families.describe(architecture), families.describe(initial)
-    different = [name for name in wanted if wanted[name] != given.get(name)]
-    if different:
-        names = " and ".join(
-            f"{name} {given.get(name)} instead of {wanted[name]}" for name in different
-        )
-        raise ValueError(
-            f"the initial network is of another architecture: it has {names}; train its own "
-            "`architecture`, or start from another network."
-        )

@@ -49,11 +49,11 @@ OptimizerOf = Callable[[Problem, optax.Schedule], optax.GradientTransformation]
 """(problem, learning rate over steps) -> any optax transformation."""
 
 
-def open_checkpoints(folder: Path, keep: int = 2, scored: bool = False) -> "Checkpoints":
+def open_checkpoints(folder: Path, keep: int = 2) -> "Checkpoints":
     """The checkpoints in a folder, as `Checkpoints` opens them."""
     from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
 
-    return Checkpoints(folder, keep, scored)
+    return Checkpoints(folder, keep)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -145,23 +145,37 @@ class TrainingLoop:
         self.checkpoints: Checkpoints | None = None
         self.metrics_file: records.MetricsFile | None = None
         if folder is not None:
-            self.checkpoints = open_checkpoints(
-                folder / CHECKPOINTS, keep_checkpoints, scored="validation" in data.parts
-            )
-            self._resume(self.checkpoints)
-            self.metrics = records.rows_of_epochs(folder, self.epoch)
+            self.checkpoints = open_checkpoints(folder / CHECKPOINTS, keep_checkpoints)
+            self._resume(self.checkpoints, folder)
             if jax.process_index() == 0:
-                self.metrics_file = records.MetricsFile(folder, self.epoch)
+                self.metrics_file = records.MetricsFile(folder, self.metrics)
 
-    def _resume(self, checkpoints: "Checkpoints") -> None:
+    def _resume(self, checkpoints: "Checkpoints", folder: Path) -> None:
         step = checkpoints.latest_step()
-        if step is not None:
-            restored = checkpoints.restore(step, self.state)
-            where = f"checkpoint {step} in {self.folder}"
-            records.refuse_other_config(restored.position["config"], self.description, where)
-            self.state = jax.device_put(restored.state, self.replicated)
-            self.epoch = restored.position["epoch"]
-            self.step_in_epoch = restored.position["step_in_epoch"]
+        if step is None:
+            if checkpoints.damaged:
+                raise ValueError(
+                    f"no checkpoint in {folder} can be read ({'; '.join(self._left_out())}): "
+                    "restore one, or start in another workdir."
+                )
+            return
+        where = f"checkpoint {step} in {folder}"
+        position = checkpoints.position(step)
+        records.refuse_other_config(position["config"], self.description, where)
+        self.epoch, self.step_in_epoch = position["epoch"], position["step_in_epoch"]
+        if self.epoch * self.steps_per_epoch + self.step_in_epoch != step:
+            raise ValueError(
+                f"{where} says that it is that of step {self.step_in_epoch} after {self.epoch} "
+                f"epochs of {self.steps_per_epoch} steps: start in another workdir."
+            )
+        self.metrics = records.rows_of_epochs(folder, self.epoch, position["metrics"])
+        restored = checkpoints.restore(step, self.state)
+        self.state = jax.device_put(restored.state, self.replicated)
+
+    def _left_out(self) -> list[str]:
+        """What is wrong with the checkpoints that were not used, the newest first."""
+        damaged = self.checkpoints.damaged if self.checkpoints else {}
+        return [damaged[step] for step in sorted(damaged, reverse=True)]
 
     def progress(self, show: bool) -> TrainingProgress:
         """A progress display that starts where the run is."""
@@ -175,6 +189,8 @@ class TrainingLoop:
         self, stop: StopRequests, bar: TrainingProgress, board: Callable[[dict], None]
     ) -> bool:
         """Run the epochs that are left; True if a signal stopped it."""
+        for damage in self._left_out():
+            bar.note(damage)
         if self.epoch or self.step_in_epoch:
             bar.note(f"continuing after epoch {self.epoch}, step {self.step_in_epoch} of the next")
         feed = self.data.feed(
@@ -294,6 +310,7 @@ class TrainingLoop:
             position = {
                 "epoch": self.epoch,
                 "step_in_epoch": self.step_in_epoch,
+                "metrics": records.digest_of_rows(self.metrics),
                 "config": self.description,
             }
             if step != self.checkpoints.latest_step():

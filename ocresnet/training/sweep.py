@@ -18,6 +18,7 @@ from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.system import Variables
+from ocresnet.training.compatibility import check_fit, check_kinds, check_optimizer
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import BATCH_SIZE
 from ocresnet.training.step import TrainState, init_state, make_train_step, training_problem
@@ -73,6 +74,7 @@ def sweep(
       ... )
       >>> rates[found.accuracies[0, :, 0].argmax()]
     """
+    check_kinds(architecture, config, data)
     check_fit(architecture, config, data, devices=1)
     check_optimizer(architecture, config, devices=1)
     if config.distillation > 0:

@@ -17,9 +17,7 @@ from ocresnet.training.optimizers import SGD
 from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
 
-PLAIN = TrainingConfig(
-    epochs=2, batch_size=16, augmentation="crop", stage_cost=0.0, validation=0.2
-)
+PLAIN = TrainingConfig(epochs=2, batch_size=16, augmentation="crop", stage_cost=0.0, validation=0.2)
 DISTILLED = replace(PLAIN, distillation=0.5)
 
 

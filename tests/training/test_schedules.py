@@ -22,7 +22,7 @@ def test_the_rate_falls_after_milestones_in_epochs_or_shares_of_them(milestones)
 
 def test_milestones_that_fall_on_one_step_both_count():
     schedule = make_schedule(
-        "milestones", 1.0, epochs=1, steps_per_epoch=3, milestones=(0.4, 0.5), decay_factor=0.1
+        "milestones", 1.0, epochs=1, steps_per_epoch=3, milestones=(0.3, 0.35), decay_factor=0.1
     )
     np.testing.assert_allclose([schedule(step) for step in range(3)], [1, 0.01, 0.01], rtol=1e-6)
 
