@@ -14,7 +14,7 @@ from ocresnet.export import export_network, load_exported
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import network as networks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, apply, random_images, random_variables
 
 ALONE = """
@@ -36,7 +36,7 @@ def network():
 
 
 def test_a_fresh_process_computes_the_same_for_any_number_of_images(network, tmp_path):
-    images = random_images(network.config)
+    images = random_images(network.architecture)
     export_network(network, tmp_path / "model")
     np.save(tmp_path / "images.npy", images)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -44,7 +44,7 @@ def test_a_fresh_process_computes_the_same_for_any_number_of_images(network, tmp
     command = [sys.executable, "-c", ALONE, *map(str, files)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    wanted = apply(network.config, network.variables, images)[0][-1]
+    wanted = apply(network.architecture, network.variables, images)[0][-1]
     with np.load(tmp_path / "logits.npz") as logits:
         np.testing.assert_allclose(logits["five"], wanted, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(logits["two"], wanted[:2], rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_exits_pixels_and_batch_size_can_be_chosen(network, tmp_path):
         network, tmp_path / "m", exits=True, batch_size=2, pixel="uint8", platforms=["cpu"]
     )
     model = load_exported(tmp_path / "m")
-    wanted = apply(network.config, network.variables, images)[0]
+    wanted = apply(network.architecture, network.variables, images)[0]
     assert wanted.shape == (4, 2, 3)
     np.testing.assert_allclose(model(images), wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"shape \(1, 9, 8, 2\), .* needs \[2, 9, 8, 2\]"):
@@ -75,7 +75,7 @@ def test_exits_pixels_and_batch_size_can_be_chosen(network, tmp_path):
 
 def test_bottlenecks_and_bare_skips_export(tmp_path):
     config = ResNetConfig(
-        (1, 0, 1), (2, 3, 2), 3, (16, 16, 1), "none", "bottleneck", "imagenet", bare_stages=(1,)
+        (1, 0, 1), (2, 3, 2), 3, (16, 16, 1), "none", "bottleneck", "imagenet", bare_levels=(1,)
     )
     network = Network(config, *random_variables(config))
     images = random_images(config)
@@ -87,7 +87,7 @@ def test_bottlenecks_and_bare_skips_export(tmp_path):
 
 
 def test_impossible_wishes_are_refused(network, tmp_path):
-    plain = replace(network, config=replace(network.config, exits="none"))
+    plain = replace(network, architecture=replace(network.architecture, exits="none"))
     for wish, message in (
         ({"batch_size": 0}, "batch_size is 0"),
         ({"platforms": ("cpu", "abacus")}, "must be some of cpu, cuda, rocm, tpu"),

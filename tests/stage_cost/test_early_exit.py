@@ -11,7 +11,7 @@ from ocresnet.stage_cost.early_exit import NEVER, predict
 from ocresnet.stage_cost.trajectory import logits_over_depth
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, random_images, random_variables
 
 SAMPLES = 37
@@ -38,7 +38,7 @@ def first_sure_exit(logits, confidence):
 @pytest.mark.parametrize("quantile", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("batch_size", [16, 64])
 def test_every_sample_leaves_at_its_first_sure_exit(network, quantile, batch_size):
-    images = random_images(network.config, batch=SAMPLES)
+    images = random_images(network.architecture, batch=SAMPLES)
     logits = logits_over_depth(network, images)
     confidences = np.sort(softmax(logits).max(-1).ravel())
     # Between two values, so that rounding cannot decide.
@@ -61,8 +61,8 @@ def test_blocks_are_really_not_computed_for_those_that_left(network, monkeypatch
         return advance(config, position, variables, index, state)
 
     monkeypatch.setattr(early_exit, "_advance", counting)
-    images = random_images(network.config, batch=32)
-    depth = network.config.depth
+    images = random_images(network.architecture, batch=32)
+    depth = network.architecture.depth
     predict(network, images, confidence=NEVER, batch_size=32)
     assert rows == [32] * (depth + 1)
     rows.clear()
@@ -75,15 +75,15 @@ def test_blocks_are_really_not_computed_for_those_that_left(network, monkeypatch
 
 
 def test_without_confidence_it_is_the_networks_own_output(network):
-    images = random_images(network.config, batch=SAMPLES)
+    images = random_images(network.architecture, batch=SAMPLES)
     logits = logits_over_depth(network, images)[-1]
     for result in (predict(network, images), predict(network, images, confidence=NEVER)):
         np.testing.assert_array_equal(result.labels, logits.argmax(-1))
-        assert (result.blocks == network.config.depth).all()
+        assert (result.blocks == network.architecture.depth).all()
 
 
 def test_nonsense_is_refused(network):
-    images = random_images(network.config, batch=2)
+    images = random_images(network.architecture, batch=2)
     with pytest.raises(ValueError, match="confidence is 0"):
         predict(network, images, confidence=0)
     with pytest.raises(ValueError, match="no images"):
@@ -92,7 +92,7 @@ def test_nonsense_is_refused(network):
         predict(network, images, confidence=0.5, batch_size=-3)
     with pytest.raises(ValueError, match="this network needs"):
         predict(network, images[:, :-1], confidence=0.5)
-    plain = replace(network, config=replace(network.config, exits="none"))
+    plain = replace(network, architecture=replace(network.architecture, exits="none"))
     with pytest.raises(ValueError, match="no exits to leave at"):
         predict(plain, images, confidence=0.5)
 

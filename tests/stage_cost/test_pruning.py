@@ -8,7 +8,7 @@ import pytest
 
 from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
 from ocresnet.stage_cost.trajectory import Trajectory
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import counts
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, random_images, random_variables
 
@@ -23,22 +23,22 @@ def network_of(name: str, exits: str) -> Network:
 def test_a_cut_network_is_as_large_as_a_subresnet_trained_alone(name, exits):
     """All SubResNets of one depth have the same parameters (paper, A.1), of the same shapes."""
     network = network_of(name, exits)
-    for blocks in range(network.config.depth):
+    for blocks in range(network.architecture.depth):
         cut = prune(network, blocks)
-        alone = replace(network.config.subresnet(blocks), exits="none")
-        assert cut.config.exits == ("shared" if exits == "shared" else "none")
-        fresh = resnet.init(replace(alone, exits=cut.config.exits), jax_key())
+        alone = replace(network.architecture.subresnet(blocks), exits="none")
+        assert cut.architecture.exits == ("shared" if exits == "shared" else "none")
+        fresh = replace(alone, exits=cut.architecture.exits).init(jax_key())
         assert shapes(cut.params) == shapes(fresh.params)
         assert shapes(cut.batch_stats) == shapes(fresh.batch_stats)
         assert counts.parameter_count(cut.params) == counts.parameter_count(
-            resnet.init(alone, jax_key()).params
+            alone.init(jax_key()).params
         )
 
 
 def test_cutting_nothing_changes_nothing():
     network = network_of("standard", "shared")
-    cut = prune(network, network.config.depth)
-    assert cut.config == network.config
+    cut = prune(network, network.architecture.depth)
+    assert cut.architecture == network.architecture
     assert shapes(cut.params) == shapes(network.params)
 
 
@@ -86,12 +86,12 @@ def test_depth_rule_refuses_nonsense():
 
 def test_report_measures_the_networks_own_output():
     network = network_of("homogeneous", "shared")
-    images = random_images(network.config, batch=12)
+    images = random_images(network.architecture, batch=12)
     labels = np.arange(12) % 3
     reports = [report(n, images, labels) for n in (network, prune(network, 1))]
     assert [r.blocks for r in reports] == [4, 1]
     assert reports[0].parameters == counts.parameter_count(network.params)
-    assert reports[1].multiply_adds == counts.multiply_adds(network.config.subresnet(1)).total
+    assert reports[1].multiply_adds == counts.multiply_adds(network.architecture.subresnet(1)).total
     assert all(r.milliseconds > 0 and 0 <= r.accuracy <= 1 for r in reports)
     table = report_table(*reports)
     assert "| residual blocks | 4 | 1 | 0.25 |" in table

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.objective import per_sample_loss
+from ocresnet.costs import make_cost
 from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms, trajectory
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, apply, random_images, random_network
@@ -17,10 +17,10 @@ def network(request) -> Network:
 
 
 def test_means_do_not_depend_on_the_batch_size(network):
-    images = random_images(network.config, batch=7)
+    images = random_images(network.architecture, batch=7)
     labels = np.arange(7) % 3
-    logits = np.asarray(apply(network.config, network.variables, images)[0], np.float64)
-    loss = per_sample_loss("l2")
+    logits = np.asarray(apply(network.architecture, network.variables, images)[0], np.float64)
+    loss = make_cost("l2").value
     for batch_size in (3, 7, 100):
         measured = trajectory(network, images, labels, loss=loss, batch_size=batch_size)
         target = np.eye(3)[labels]
@@ -39,7 +39,7 @@ def test_means_do_not_depend_on_the_batch_size(network):
 
 
 def test_training_mode_normalises_with_the_statistics_of_each_batch(network):
-    images = random_images(network.config, batch=7)
+    images = random_images(network.architecture, batch=7)
     labels = np.arange(7) % 3
     params, stats = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64), tuple(network.variables)
@@ -48,7 +48,7 @@ def test_training_mode_normalises_with_the_statistics_of_each_batch(network):
         losses, residuals = [], []
         for batch in batches:
             logits = numpy_resnet.forward(
-                network.config, params, stats, images[batch].astype(np.float64), train=True
+                network.architecture, params, stats, images[batch].astype(np.float64), train=True
             )
             chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
             right = np.take_along_axis(chances, labels[batch][None, :, None], -1)
@@ -66,8 +66,8 @@ def test_training_mode_normalises_with_the_statistics_of_each_batch(network):
 
 
 def test_parameter_norms_are_those_of_each_residual_branch(network):
-    norms = parameter_norms(network.config, network.params)
-    assert norms.shape == (network.config.depth,)
+    norms = parameter_norms(network.architecture, network.params)
+    assert norms.shape == (network.architecture.depth,)
     total = sum(
         float(np.sum(np.square(leaf)))
         for name, entry in network.params.items()
@@ -75,13 +75,13 @@ def test_parameter_norms_are_those_of_each_residual_branch(network):
         for leaf in jax.tree.leaves(entry["residual"])
     )
     np.testing.assert_allclose(np.sum(np.square(norms)), total, rtol=1e-5)
-    first = network.params["stage_0"]["residual"]
+    first = network.params["level_0"]["residual"]
     square = sum(float(np.sum(np.square(leaf[0]))) for leaf in jax.tree.leaves(first))
     np.testing.assert_allclose(norms[0], np.sqrt(square), rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(network):
-    images = random_images(network.config, batch=4)
+    images = random_images(network.architecture, batch=4)
     with pytest.raises(ValueError, match="no samples"):
         trajectory(network, images[:0], np.zeros(0, int))
     with pytest.raises(ValueError, match="4 images, but 3 labels"):
