@@ -13,9 +13,9 @@ import pytest
 from ocresnet.export import export_network, load_exported
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import network as networks
-from ocresnet.systems.network import Network
 from ocresnet.systems.resnet import ResNetConfig
-from tests.conftest import SMALL, apply, random_images, random_variables
+from tests.conftest import SMALL, apply, random_images, random_network
+from tests.stage_cost.families import MLP, RESIDUAL_MLP
 
 ALONE = """
 import sys
@@ -32,7 +32,7 @@ assert not [name for name in sys.modules if name.startswith("ocresnet")]
 @pytest.fixture
 def network():
     config = replace(SMALL["standard"], pixel_mean=(0.3, -0.2), pixel_deviation=(1.5, 0.7))
-    return prune(Network(config, *random_variables(config)), 3)
+    return prune(random_network(config), 3)
 
 
 def test_a_fresh_process_computes_the_same_for_any_number_of_images(network, tmp_path):
@@ -75,15 +75,39 @@ def test_exits_pixels_and_batch_size_can_be_chosen(network, tmp_path):
 
 def test_bottlenecks_and_bare_skips_export(tmp_path):
     config = ResNetConfig(
-        (1, 0, 1), (2, 3, 2), 3, (16, 16, 1), "none", "bottleneck", "imagenet", bare_levels=(1,)
+        (1, 0, 1),
+        (2, 3, 2),
+        block="bottleneck",
+        stem="imagenet",
+        bare_levels=(1,),
+        classes=3,
+        image_shape=(16, 16, 1),
+        exits="none",
     )
-    network = Network(config, *random_variables(config))
+    network = random_network(config)
     images = random_images(config)
     export_network(network, tmp_path / "model")
     logits = load_exported(tmp_path / "model")(images)
     np.testing.assert_allclose(
         logits, apply(config, network.variables, images)[0][0], rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("architecture", [RESIDUAL_MLP, MLP], ids=["residual_mlp", "mlp"])
+def test_other_families_export(architecture, tmp_path):
+    network = random_network(architecture)
+    images = random_images(architecture)
+    wanted = apply(architecture, network.variables, images)[0]
+    export_network(network, tmp_path / "own")
+    logits = load_exported(tmp_path / "own")(images)
+    np.testing.assert_allclose(logits, wanted[-1], rtol=1e-5, atol=1e-5)
+    if architecture is MLP:
+        with pytest.raises(ValueError, match="exporting exits needs residual blocks, and a MLP"):
+            export_network(network, tmp_path / "exits", exits=True)
+        return
+    export_network(network, tmp_path / "exits", exits=True)
+    logits = load_exported(tmp_path / "exits")(images)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_impossible_wishes_are_refused(network, tmp_path):

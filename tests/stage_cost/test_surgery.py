@@ -26,12 +26,13 @@ from ocresnet.systems import counts
 from ocresnet.systems import network as networks
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, random_images
+from tests.stage_cost.families import BOTTLENECK, FAMILIES, MLP, shapes
 from tests.stage_cost.gated_oracle import ones_without, oracle_losses, random_network
 
 
 @cache
 def network_of(name: str, exits: str = "shared") -> Network:
-    return random_network(replace(SMALL[name], exits=exits))
+    return random_network(replace(FAMILIES[name], exits=exits))
 
 
 def data_of(network: Network, samples: int = 8) -> ScoringData:
@@ -68,12 +69,17 @@ ARCHITECTURES = [
     ("standard", (2, 4, 5), (2, 1, 0), (1,)),
     ("standard", (2, 3, 4, 5), (2, 0, 0), ()),
     ("standard", (0, 1, 2, 3, 4, 5), (0, 0, 0), ()),
+    ("bottleneck", (0,), (1, 2), (0,)),  # the first level opens with a projection too
+    ("bottleneck", (2, 0), (1, 1), (0, 1)),
+    ("bottleneck", (0, 1), (0, 2), (0,)),
+    ("bottleneck", (0, 2, 3), (1, 0), (0,)),
+    ("bottleneck", (0, 1, 2, 3), (0, 0), ()),  # and then belongs to the head
 ]
 
 
 @pytest.mark.parametrize(("name", "removed", "blocks", "bare"), ARCHITECTURES)
 def test_the_architecture_that_is_left(name, removed, blocks, bare):
-    left = SMALL[name].without(removed)
+    left = FAMILIES[name].without(removed)
     assert (left.blocks, left.bare_levels) == (blocks, bare)
 
 
@@ -87,16 +93,20 @@ def test_the_architecture_that_is_left(name, removed, blocks, bare):
         ("standard", (0, 1), "separate"),
         ("standard", (2, 4, 5), "separate"),
         ("standard", (0, 1, 2, 3), "none"),
+        ("bottleneck", (0, 2), "separate"),
+        ("bottleneck", (0, 1, 2, 3), "shared"),
+        ("residual_mlp", (1, 3), "separate"),
+        ("residual_mlp", (0, 1, 2, 3), "shared"),
     ],
 )
 def test_the_smaller_network_computes_what_the_gated_one_does(name, removed, exits):
     check_smaller_network(network_of(name, exits), removed)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_subset_has_the_architecture_it_should(name):
     """Depths add up, and removing in two steps is removing in one."""
-    config = SMALL[name]
+    config = FAMILIES[name]
     for size in range(config.depth + 1):
         for removed in itertools.combinations(range(config.depth), size):
             left = config.without(removed)
@@ -259,9 +269,26 @@ def test_how_many_removals_a_budget_needs():
         assert removals_within_budget(config, order, min(share + 1e-3, 1)) == count
     with pytest.raises(ValueError, match="the least share is"):
         removals_within_budget(config, order, shares[-1] / 2)
-    with pytest.raises(ValueError, match="share of multiply-adds in"):
+    with pytest.raises(ValueError, match="budget is 0, but must be a share in"):
         removals_within_budget(config, order, 0)
 
 
-def shapes(tree):
-    return jax.tree.map(lambda leaf: leaf.shape, tree)
+def test_a_branch_that_opens_the_first_level_goes_like_any_other():
+    """Of a bottleneck network with one block, whose removal leaves the stem and its head."""
+    config = replace(BOTTLENECK, blocks=(1, 0))
+    small = check_smaller_network(random_network(config), (0,))
+    assert small.architecture == replace(config, blocks=(0, 0))
+    assert config.subresnet(0) == small.architecture
+
+
+def test_a_network_without_residual_blocks_is_refused():
+    network = random_network(MLP)
+    data = data_of(network)
+    for use in (
+        lambda: remove_blocks(network, [0]),
+        lambda: greedy_removal_order(network, CRITERIA["tail"], data),
+        lambda: removal_curve(network, [0], data),
+        *(lambda name=name: CRITERIA[name](network, data, ()) for name in CRITERIA),
+    ):
+        with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):
+            use()

@@ -8,6 +8,7 @@ from ocresnet.costs import make_cost
 from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms, trajectory
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, apply, random_images, random_network
+from tests.stage_cost.families import FAMILIES, MLP
 from tests.systems import numpy_resnet
 
 
@@ -36,6 +37,17 @@ def test_means_do_not_depend_on_the_batch_size(network):
         np.testing.assert_allclose(measured.output_residuals, residuals, rtol=1e-5)
         got = logits_over_depth(network, images, batch_size=batch_size)
         np.testing.assert_allclose(got, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_own_output_alone_is_the_last_of_all():
+    for architecture in (FAMILIES["homogeneous"], FAMILIES["residual_mlp"], MLP):
+        network = random_network(architecture)
+        images, labels = random_images(architecture, batch=4), np.arange(4) % 3
+        alone = trajectory(network, images, labels, own_output=True)
+        everything = trajectory(network, images, labels)
+        assert [len(values) for values in alone] == [1, 1, 1, 0]
+        for values, wanted in zip(alone[:3], everything[:3], strict=True):
+            np.testing.assert_allclose(values[0], wanted[-1], rtol=1e-5)
 
 
 def test_training_mode_normalises_with_the_statistics_of_each_batch(network):
@@ -88,9 +100,21 @@ def test_what_does_not_fit_is_refused(network):
         trajectory(network, images, np.zeros(3, int))
     with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 2"):
         trajectory(network, images, np.array([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=r"labels have shape \(4, 3\) .* one-hot labels"):
+        trajectory(network, images, np.eye(3)[[0, 1, 2, 0]])
+    with pytest.raises(ValueError, match="labels have shape .4,. and type float64"):
+        trajectory(network, images, np.zeros(4))
+    with pytest.raises(ValueError, match="network is a ndarray, but must be a Network"):
+        trajectory(images, network, np.zeros(4, int))
+    with pytest.raises(ValueError, match=r"images have shape \(4,\), but this network needs"):
+        trajectory(network, np.zeros(4, int), images)
+    with pytest.raises(ValueError, match="images are a dict"):
+        trajectory(network, {"images": images}, np.zeros(1, int))
     with pytest.raises(ValueError, match="batch_size is -1"):
         trajectory(network, images, np.zeros(4, int), batch_size=-1)
     with pytest.raises(ValueError, match="mode is 'train', but must be one of inference, training"):
         trajectory(network, images, np.zeros(4, int), mode="train")
     with pytest.raises(ValueError, match="no samples"):
         logits_over_depth(network, images[:0])
+    with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):
+        parameter_norms(MLP, random_network(MLP).params)
