@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -20,7 +21,8 @@ BOTTLENECK = ResNetConfig(
 FAMILIES = {**SMALL, "bottleneck": BOTTLENECK, "residual_mlp": RESIDUAL_MLP}
 
 MLP = MLPConfig(hidden=(5, 4), image_shape=(3, 4, 1), classes=3)
-"""Of a family without residual blocks."""
+CNN = CNNConfig(filters=(3,), strides=(2,), hidden=(), image_shape=(4, 4, 1), classes=3)
+"""Of families without residual blocks."""
 
 
 @dataclass(frozen=True)
