@@ -225,6 +225,6 @@ class OCNOpt(CurvatureOptimizer):
             )
         if self.groups % devices or (samples * devices) % self.groups:
             raise ValueError(
-                f"groups is {self.groups}, but must be divisible over {devices} devices, and divide "
+                f"groups is {self.groups}, but must be divisible over {devices} devices and divide "
                 f"the batch of {samples * devices} samples."
             )

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.optimizers import AdamW
 from ocresnet.training.finetuning import finetuning_config
+from ocresnet.training.optimizers import AdamW
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The optimizers' configurations: what they build, against numpy and optax, and what they refuse."""
+"""Configurations of optimizers: what they build, against numpy and optax, what they refuse."""
 
 import json
 from dataclasses import dataclass
