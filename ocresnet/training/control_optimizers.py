@@ -188,7 +188,7 @@ class OCNOpt(CurvatureOptimizer):
             "value_beta": self.value_beta,
             "value_update": self.value_update,
             "factor": self.factor,
-            "groups": max(self.groups // devices, 1),
+            "groups": -(-self.groups // devices),
         }
 
     def keep_on(self, devices: int) -> Keep:

@@ -9,10 +9,20 @@ import numpy as np
 import optax
 import pytest
 
+from ocresnet.control.linearize import Keep
 from ocresnet.problem import Problem
 from ocresnet.systems.system import Segment, System
 from ocresnet.training import optimizers
-from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, Optimizer, RMSprop
+from ocresnet.training.optimizers import (
+    EKFAC,
+    KFAC,
+    OPTIMIZERS,
+    SGD,
+    AdamW,
+    OCNOpt,
+    Optimizer,
+    RMSprop,
+)
 
 STEPS = 2  # an epoch
 
@@ -216,3 +226,37 @@ def test_impossible_values_of_one_are_refused(kind, name, value, message):
 def test_nesterov_needs_momentum():
     with pytest.raises(ValueError, match="momentum is 0.0, but must be above 0 with nesterov"):
         SGD(momentum=0.0, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (EKFAC, {"momentum": 1.0}, r"momentum is 1.0, but must be a number in \[0, 1\)"),
+        (EKFAC, {"damping": 0.0}, "damping is 0.0, but must be positive"),
+        (EKFAC, {"damping": "0.1"}, "damping is '0.1', but must be a number"),
+        (EKFAC, {"moments": "sample"}, "one of batch, per_example"),
+        (KFAC, {"eigen_every": 0}, "a whole number, at least 1"),
+        (KFAC, {"epsilon": 1e-3}, "curvature 'kfac' has no such setting: it has damping, decay"),
+        (OCNOpt, {"curvature": "identity", "decay": 0.9}, "it has no settings"),
+        (OCNOpt, {"curvature": "fisher"}, "one of identity, diagonal, kfac, ekfac"),
+        (OCNOpt, {"feedback": "all"}, "one of none, per_sample, stacked, joint"),
+        (OCNOpt, {"rollout": "curved"}, "one of nonlinear, linear"),
+        (OCNOpt, {"factor": "random"}, "one of gradient, sampled, exact"),
+        (OCNOpt, {"value_update": len}, "one of exact, clipped"),
+        (OCNOpt, {"beta": None}, "a number, at least 0"),
+        (OCNOpt, {"value_beta": -1}, "a number, at least 0"),
+        (OCNOpt, {"groups": 4}, "only feedback 'joint' divides the batch into groups"),
+        (OCNOpt, {"feedback": "joint", "groups": 0}, "a whole number, at least 1"),
+    ],
+)
+def test_impossible_choices_of_second_order_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)
+
+
+def test_groups_are_those_of_the_whole_batch():
+    """On several devices each keeps its share of them."""
+    joint = OCNOpt(feedback="joint", groups=8)
+    assert [joint.keep_on(devices).groups for devices in (1, 2, 8)] == [8, 4, 1]
+    assert SGD().keep_on(1) == EKFAC().keep_on(1) == Keep()
+    assert OCNOpt().keep_on(1) == Keep(trajectory=True)
