@@ -7,7 +7,6 @@ platform it was exported for; other tools take the StableHLO module in it.
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from ocresnet.files import replace_file
-from ocresnet.systems import resnet
+from ocresnet.files import digest, replace_file
+from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import residual
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution
+from ocresnet.systems.system import Execution
 
 Array = jax.Array
 
@@ -28,6 +28,9 @@ Pixel = Literal["float32", "uint8"]
 
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 """What a network is exported for unless something else is said."""
+
+TRAILER = b"\nocresnet export, SHA-256 of the bytes before: "
+"""Stands with the checksum behind the bytes of JAX, whose reader takes no notice of it."""
 
 
 def export_network(
@@ -43,7 +46,7 @@ def export_network(
     """Write the function images -> logits to a file, in inference mode.
 
     Args:
-      network: the network to export.
+      network: the network to export, of any family.
       path: the file; it is replaced in one step.
       exits: give every output, [outputs, batch, classes], instead of the own one's
         [batch, classes]; float32.
@@ -73,21 +76,24 @@ def export_network(
         raise ValueError(f"pixel is {pixel!r}, but must be one of {', '.join(get_args(Pixel))}.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
-    if exits and network.config.exits == "none":
+    architecture = network.architecture
+    if exits and residual(architecture, "exporting exits").exits == "none":
         raise ValueError(
             "this network has no exits to export: give it some with calibrate_exits first."
         )
-    config = network.config if exits else replace(network.config, exits="none")
     (batch,) = export.symbolic_shape("batch") if batch_size is None else (batch_size,)
 
     def forward(images: Array) -> Array:
-        logits = resnet.apply(config, network.variables, images, execution=execution)[0]
+        logits, _ = networks.apply(
+            architecture, network.variables, images, own_output=not exits, execution=execution
+        )
         return logits if exits else logits[0]
 
     exported = export.export(jax.jit(forward), platforms=platforms)(
-        jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.dtype(pixel))
+        jax.ShapeDtypeStruct((batch, *architecture.image_shape), jnp.dtype(pixel))
     )
-    replace_file(Path(path), bytes(exported.serialize()))
+    content = bytes(exported.serialize())
+    replace_file(Path(path), content + TRAILER + digest(content).encode())
 
 
 def load_exported(path: str | os.PathLike) -> Callable[[np.ndarray | Array], Array]:
@@ -95,17 +101,25 @@ def load_exported(path: str | os.PathLike) -> Callable[[np.ndarray | Array], Arr
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged; and, when it is called, for images of another shape.
+      ValueError: if it is damaged or was not written by `export_network`; and, when it is called,
+        for images of another shape.
       ImportError: if flatbuffers is not installed.
     """
     _check_flatbuffers()
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no exported network {path}.")
+    # The reader of JAX trusts every offset in the file: damaged ones end the process.
+    content, _, checksum = path.read_bytes().rpartition(TRAILER)
+    if not content or digest(content).encode() != checksum:
+        raise ValueError(
+            f"{path} is damaged, or not a file of export_network: it does not end in the checksum "
+            "of its content."
+        )
     try:
-        exported = export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # the reader has many ways to say that bytes are damaged
-        raise ValueError(f"the exported network {path} is damaged: {error}") from error
+        exported = export.deserialize(bytearray(content))
+    except Exception as error:  # of a version of JAX that cannot read it, said in many ways
+        raise ValueError(f"the exported network {path} cannot be read: {error}") from error
     (wanted,) = exported.in_avals
     call = jax.jit(exported.call)
 

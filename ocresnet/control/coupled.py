@@ -1,168 +1,179 @@
 """One step of feedback "stacked" and "joint": the batch is one state, which all controls act on.
 
 Notation
-    g       gradient of the batch;  v_f  factors: the gradient itself ("stacked"), or one or more of
-            each of R groups of the batch ("joint")
-    C       columns: g and the factors, or the factors alone where g is their mean
+    g       gradient of the batch, as it came in
+    v_f     factors: the gradient itself ("stacked"), or one or more of each of R groups ("joint")
+    C       columns: g and the factors, or the factors alone where g is known to be their mean
+    s       what momentum and weight decay change anyway
     kappa   beta / R
 
     Gamma_k = eta C_k^T M_k^-1 C_k       the only thing that the recursion needs to know of stage k
 
-With a linear rollout and exact value updates all stages act as one, and the step is
-    d theta = -(M / eta + kappa sum_f v_f v_f^T)^-1 g,
-which for the gradient factor is  -eta M^-1 g / (1 + beta T),  and for one sample a group the
-Levenberg-Marquardt step over all layers at once.
+With a linear rollout and exact value updates all stages act as one, and the step is s + u,
+    u = -(M / eta + kappa sum_f v_f v_f^T)^-1 (g + kappa sum_f v_f v_f^T s),
+which for the gradient factor and s = 0 is  -eta M^-1 g / (1 + beta T),  and for one sample a group
+the Levenberg-Marquardt step over all layers at once.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ocresnet.control import stages
-from ocresnet.control.bellman import linear_rollout, value_recursion
-from ocresnet.control.nominal import GROUPS, Nominal, linearize
-from ocresnet.control.policy import Applied, nonlinear_rollout
-from ocresnet.control.problem import ControlProblem
-from ocresnet.control.settings import Info, Settings
+from ocresnet.control.linearize import Nominal
+from ocresnet.control.rollout import Walked, nonlinear_rollout
+from ocresnet.control.settings import Applied, Settings, Step
+from ocresnet.control.value import Policy, Value, linear_rollout, value_recursion
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
+GROUPS = "groups"
+"""Name of the mapped axis over the groups of a batch that run side by side."""
 
-def coupled_step(
-    problem: ControlProblem,
-    settings: Settings,
-    params: PyTree,
-    batch_stats: PyTree,
-    batch: tuple[Array, Array],
-    gradient: PyTree,
-    nominal: Nominal | None,
-    solve: Callable[[PyTree], PyTree],
-    learning_rate: float | Array,
-    key: Array,
-) -> tuple[PyTree, Info]:
-    """The direction -d theta / eta.
+
+class Columns(NamedTuple):
+    """What the recursion knows of the stages.
+
+    Attributes:
+      solved: M^-1 C, a tree like the parameters with a leading axis [C].
+      gram: Gamma_k, [stages, players, C, C].
+      drift: p_k, what the drift does to the factors at every stage, [stages, F].
+      weights: coordinates of the gradient in the columns, [C].
+      groups: how many the batch has, over all devices.
+    """
+
+    solved: PyTree
+    gram: Array
+    drift: Array
+    weights: Array
+    groups: int
+
+
+def make_columns(step: Step, nominal: Nominal | None) -> Columns:
+    """Columns of the problem and their Gram matrices.
 
     Args:
-      problem: system and costs.
-      settings: feedback "stacked" or "joint".
-      params, batch_stats: the current variables.
-      batch: inputs and labels (of this device).
-      gradient: of the batch (of all devices).
-      nominal: nominal trajectory of the batch, or None to compute what is needed of it.
-      solve: M^-1, of a tree like the parameters.
-      learning_rate: eta.
-      key: for random factors.
-
-    Returns:
-      A tree like the parameters, and diagnostics.
+      step: what the update is made from.
+      nominal: of the batch; None where the gradient that came in is all that is needed.
     """
-    if nominal is None and (settings.needs_trajectory or not settings.gradient_is_factor):
-        nominal = linearize(
-            problem,
-            params,
-            batch_stats,
-            *batch,
-            factor=settings.factor,
-            groups=settings.groups,
-            keep_trajectory=settings.needs_trajectory,
-            key=key if settings.axis_name is None else _fold_in_device(key, settings.axis_name),
-        )
-
-    columns, weights = _columns(settings, gradient, nominal)
-    rank = len(weights) - (settings.factor != "gradient")
+    settings, system = step.settings, step.problem.system
+    columns, weights, rank = _columns(settings, step.gradient, nominal)
     if len(weights) == 1:
-        solved = _lead(solve(jax.tree.map(lambda leaf: leaf[0], columns)))
+        solved = _lead(step.solve(jax.tree.map(lambda leaf: leaf[0], columns)))
     else:
-        solved = jax.vmap(solve)(columns)
-    gram = learning_rate * stages.gram_matrices(problem.system, columns, solved)
-
+        solved = jax.vmap(step.solve)(columns)
+    gram = step.learning_rate * stages.gram_matrices(system, columns, solved)
+    drift = jnp.zeros((gram.shape[0], rank), gram.dtype)
+    if step.drift is not None:
+        along = stages.gram_matrices(system, columns, _lead(step.drift))
+        drift = jnp.sum(along, axis=1)[:, -rank:, 0]
     groups = settings.groups
     if settings.feedback == "joint" and settings.axis_name is not None:
         groups *= lax.axis_size(settings.axis_name)
-    recursion = partial(
-        value_recursion,
-        weights=weights.astype(gram.dtype),
-        factors=rank,
-        kappa=settings.weight_of_value / groups,
-        value_update=settings.value_update,
-    )
-    kappa = settings.beta / groups if settings.forward_feedback else 0.0
+    return Columns(solved, gram, drift, weights.astype(gram.dtype), groups)
 
-    if settings.needs_trajectory:
+
+def solve_value(step: Step, columns: Columns) -> Policy:
+    """The Bellman recursion over all stages; over their sum, where they act as one."""
+    gram, drift = columns.gram, columns.drift
+    if step.settings.acts_as_one:
+        gram, drift = (jnp.sum(leaf, axis=0, keepdims=True) for leaf in (gram, drift))
+    last = Value(columns.weights, jnp.eye(drift.shape[-1], dtype=gram.dtype))
+    kappa = step.settings.weight_of_value / columns.groups
+    return value_recursion(gram, drift, last, kappa, step.settings.decision)
+
+
+def roll_out(step: Step, nominal: Nominal | None, columns: Columns, policy: Policy) -> Applied:
+    """Apply the policy stage by stage, along new states or along the linearised dynamics."""
+    settings, system, gram = step.settings, step.problem.system, columns.gram
+    kappa = settings.beta / columns.groups
+    if settings.walks:
         assert nominal is not None and nominal.trajectory is not None
-        policy = recursion(gram)
-        rollout = partial(
-            nonlinear_rollout,
-            problem,
-            params,
-            batch_stats,
-            columns=solved,
-            policy=policy,
-            learning_rate=learning_rate,
-            kappa=kappa,
-            gather=_gather(settings),
-        )
-        images = batch[0].reshape(settings.groups, -1, *batch[0].shape[1:])
-        if settings.groups == 1:
-            trajectory = jax.tree.map(lambda leaf: leaf[0], nominal.trajectory)
-            applied = rollout(images=images[0], trajectory=trajectory)
-        else:
-            applied = jax.vmap(
-                lambda images, trajectory: rollout(images=images, trajectory=trajectory),
-                axis_name=GROUPS,
-                out_axes=None,
-            )(images, nominal.trajectory)
+        walked = _walk(step, nominal, columns, policy, kappa)
+    elif settings.acts_as_one:
+        used = jnp.broadcast_to(policy.weights, (*gram.shape[:2], gram.shape[-1]))
+        directions = stages.combine_stages(system, used, columns.solved)
+        rank = columns.drift.shape[-1]
+        moved = columns.drift - jnp.einsum("knfc,knc->kf", gram[:, :, -rank:], used)
+        walked = Walked(directions, used, jnp.cumsum(moved, axis=0) - moved)
     else:
-        acts_as_one = (
-            settings.value_update == "exact"
-            and settings.forward_feedback
-            and settings.value_beta is None
-        )
-        if acts_as_one:
-            used = recursion(jnp.sum(gram, axis=0, keepdims=True)).weights
-            directions = stages.combine(used[0], solved)
-            used = jnp.broadcast_to(used, gram.shape[:2])
-        else:
-            used = linear_rollout(recursion(gram), gram, kappa)
-            directions = stages.combine_stages(problem.system, used, solved)
-        moved = jnp.einsum("kcd,kd->kc", gram, used)[:, len(weights) - rank :]
-        deviations = jnp.cumsum(moved, axis=0) - moved
-        applied = Applied(directions, used, -deviations)
+        used, deviations = linear_rollout(policy, gram, columns.drift, kappa)
+        walked = Walked(stages.combine_stages(system, used, columns.solved), used, deviations)
 
-    norms = jnp.einsum("kcd,c,d->k", gram, weights, weights)
-    changes = jnp.einsum("kcd,c,kd->k", gram, weights, applied.weights)
-    info = Info(
+    weights = columns.weights
+    norms = jnp.einsum("kncd,c,d->k", gram, weights, weights)
+    changes = jnp.einsum("kncd,c,knd->k", gram, weights, walked.weights)
+    return Applied(
+        walked.directions,
         trust=jnp.sum(norms),
-        predicted_change=jnp.zeros(()),
         weights=changes / jnp.where(norms > 0, norms, 1.0),
-        deviations=jnp.mean(applied.deviations, axis=-1),
+        deviations=jnp.mean(walked.deviations, axis=-1),
     )
-    return applied.directions, info
 
 
-def _columns(settings: Settings, gradient: PyTree, nominal: Nominal | None) -> tuple[PyTree, Array]:
-    """The columns C with a leading axis, and the coordinates of the gradient in them."""
-    if settings.gradient_is_factor:
-        return _lead(gradient), jnp.ones(1)
+def _walk(
+    step: Step, nominal: Nominal, columns: Columns, policy: Policy, kappa: float | Array
+) -> Walked:
+    trajectory, inputs = nominal.trajectory, step.batch[0]
+    assert trajectory is not None
+    runs = trajectory.outputs.shape[0]
+
+    def rollout(inputs: PyTree, trajectory: PyTree) -> Walked:
+        return nonlinear_rollout(
+            step.problem,
+            step.variables,
+            inputs,
+            trajectory,
+            columns.solved,
+            policy,
+            step.drift,
+            step.learning_rate,
+            kappa,
+            _gather(step.settings, runs),
+        )
+
+    if runs == 1:
+        return rollout(inputs, jax.tree.map(lambda leaf: leaf[0], trajectory))
+    inputs = jax.tree.map(lambda leaf: leaf.reshape(runs, -1, *leaf.shape[1:]), inputs)
+    return jax.vmap(rollout, axis_name=GROUPS, out_axes=None)(inputs, trajectory)
+
+
+def _columns(
+    settings: Settings, gradient: PyTree, nominal: Nominal | None
+) -> tuple[PyTree, Array, int]:
+    """The columns C with a leading axis, the coordinates of the gradient in them, and how many of
+    them, the last ones, are factors."""
+    untouched = nominal is not None and is_same(gradient, nominal.gradient)
+    if settings.gradient_is_factor and (untouched or not settings.walks):
+        return _lead(gradient), jnp.ones(1), 1
     assert nominal is not None
-    factors = nominal.factors
-    if factors is None:
-        factors = _lead(nominal.gradient)
+    factors = _lead(nominal.gradient) if nominal.factors is None else nominal.factors
     if settings.axis_name is not None:
         if settings.feedback == "joint":
             factors = lax.all_gather(factors, settings.axis_name, tiled=True)
         else:
             factors = _merge_devices(factors, settings)
     count = jax.tree.leaves(factors)[0].shape[0]
-    if settings.factor == "gradient":
-        return factors, jnp.full(count, 1 / count)
-    columns = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), gradient, factors)
-    return columns, jnp.zeros(count + 1).at[0].set(1.0)
+    if settings.factor == "gradient" and untouched:
+        return factors, jnp.full(count, 1 / count), count
+    columns = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), dict(gradient), factors)
+    return columns, jnp.zeros(count + 1).at[0].set(1.0), count
+
+
+def is_same(gradient: PyTree, other: PyTree) -> bool:
+    """Whether these are the very same arrays.
+
+    A transformation before this one (a clip, the sum of several batches) makes others of them: then
+    the gradient that came in is what is minimised, and that of `nominal` is no more than a factor.
+    """
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True)
+    return all(a is b for a, b in pairs)
 
 
 def _merge_devices(factors: PyTree, settings: Settings) -> PyTree:
@@ -177,7 +188,7 @@ def _merge_devices(factors: PyTree, settings: Settings) -> PyTree:
     return jax.tree.map(lambda leaf: scale * lax.psum(leaf, settings.axis_name), factors)
 
 
-def _gather(settings: Settings) -> Callable[[Array], Array]:
+def _gather(settings: Settings, runs: int) -> Callable[[Array], Array]:
     """The deviations of the local factors -> those of all factors."""
     axis_name = settings.axis_name
     if settings.feedback == "stacked":
@@ -185,7 +196,7 @@ def _gather(settings: Settings) -> Callable[[Array], Array]:
             (lambda own: own) if axis_name is None else partial(_merge_devices, settings=settings)
         )
     names = [axis_name] if axis_name is not None else []
-    if settings.groups > 1:
+    if runs > 1:
         names.append(GROUPS)
 
     def gather(own: Array) -> Array:
@@ -205,7 +216,3 @@ def _gather(settings: Settings) -> Callable[[Array], Array]:
 
 def _lead(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[None], tree)
-
-
-def _fold_in_device(key: Array, axis_name: str) -> Array:
-    return jax.random.fold_in(key, lax.axis_index(axis_name))

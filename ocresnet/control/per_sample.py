@@ -7,254 +7,255 @@ Notation (sample i)
     J_i            its cost;  lambda_i,k = dJ_i/dx_k its costate
     C_i,k          columns: its gradient, and its factors where they are others
     Gamma_i,k      eta C_i,k^T M_k^-1 C_i,k
-    omega_i,k      coordinates of its policy in its columns
+    s_k            what is changed anyway;  p_i,k = P_i,k^T s_k what that does to its factors
+    w_i,k          coordinates of its policy in its columns: weights + [kappa gains epsilon_i,k]_P
     B              samples
 
-    d theta_k = -eta M_k^-1 (1/B) sum_i C_i,k (omega_i,k + [kappa N_i,k epsilon_i,k]_P)
+    d theta_k = s_k - eta M_k^-1 (1/B) sum_i C_i,k w_i,k
 
-A weighted sum over samples of columns is one backward pass through the stage with weighted
-costates, so that gradients of single samples are needed for Gamma alone, one stage at a time.
+The gradient g_in that comes in may not be the mean g of the samples' own: a transformation before
+this one has made something else of it. It is taken apart, g_in = c g + r with <r, g> = 0. Then
+c J_i are the costs, and r is minimised as it is: -eta M^-1 r is a part of s.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
-from ocresnet.control import stages
-from ocresnet.control.bellman import Policy, applied_weights, value_recursion
-from ocresnet.control.curvature_protocol import Curvature, Entries, of_segment
-from ocresnet.control.layer_passes import run_stage, weighted_gradient
-from ocresnet.control.nominal import Nominal, linearize
-from ocresnet.control.per_sample_gram import Stage, gram_matrices, readings_of
-from ocresnet.control.problem import ControlProblem
-from ocresnet.control.settings import Info, Settings
-from ocresnet.systems.system import PyTree, Segment
+from ocresnet.control import per_sample_stages, stages
+from ocresnet.control.coupled import is_same
+from ocresnet.control.curvature.protocol import of_segment
+from ocresnet.control.linearize import Keep, Nominal, linearize
+from ocresnet.control.per_sample_stages import Samples, inner, inner_of_outputs, run_stage
+from ocresnet.control.settings import Applied, Settings, Step
+from ocresnet.control.value import Policy, Value, applied_weights, value_recursion
+from ocresnet.systems import system as systems
+from ocresnet.systems.system import PyTree, Segment, fold
 
 Array = jax.Array
 
-Solve = Callable[[Entries, PyTree], PyTree]
+
+class SampleColumns(NamedTuple):
+    """What the recursion knows of the stages.
+
+    Attributes:
+      samples: what is known of the samples at the stages of every segment.
+      gram: Gamma_i,k, [stages, batch, players, C, C].
+      drift: p_i,k, [stages, batch, F].
+      scale: c, [].
+      rest: -M^-1 r, a tree like the parameters; None where r is known to be nothing.
+    """
+
+    samples: dict[str, Samples]
+    gram: Array
+    drift: Array
+    scale: Array
+    rest: PyTree | None
 
 
-def per_sample_step(
-    problem: ControlProblem,
-    settings: Settings,
-    params: PyTree,
-    batch: tuple[Array, Array],
-    nominal: Nominal | None,
-    curvature: Curvature,
-    entries: Entries,
-    learning_rate: float | Array,
-    key: Array,
-) -> tuple[PyTree, Info]:
-    """The direction -d theta / eta.
+def make_columns(step: Step, nominal: Nominal | None) -> SampleColumns:
+    """Columns of every sample, and their Gram matrices.
 
     Args:
-      problem: system (without shared parameters or batch statistics) and costs.
-      settings: feedback "per_sample".
-      params: the current parameters.
-      batch: inputs and labels (of this device).
-      nominal: nominal trajectory of the batch with all columns, or None to compute it.
-      curvature: M.
-      entries: of its state.
-      learning_rate: eta.
-      key: for random factors.
-
-    Returns:
-      A tree like the parameters, and diagnostics.
+      step: what the update is made from; the system has neither shared parameters nor batch
+        statistics.
+      nominal: of the batch, with its trajectory.
 
     Raises:
       ValueError: if the system has shared parameters.
     """
-    if problem.system.shared:
+    assert nominal is not None
+    system = step.problem.system
+    if system.shared:
         raise ValueError(
             "feedback 'per_sample' needs a system without shared parameters, but this one shares "
-            f"{', '.join(problem.system.shared)}: use feedback 'stacked' or 'joint'."
+            f"{', '.join(system.shared)}: use feedback 'stacked' or 'joint'."
         )
-    stages_of = _stages(problem, settings, params, batch, nominal, entries, key)
-    first = int(settings.factor != "gradient")
+    scale, rest = _taken_apart(step, nominal)
+    drift = step.drift
+    if rest is not None:
+        drift = jax.tree.map(lambda leaf: step.learning_rate * leaf, rest)
+        if step.drift is not None:
+            drift = jax.tree.map(jnp.add, drift, step.drift)
+    samples, factors = _samples(step, nominal, drift)
 
-    # Backward: Gamma of every stage, then the value function of every sample.
-    grams = []
-    for segment in problem.system.segments:
-        gram_of = partial(gram_matrices, curvature, segment)
-        stage = stages_of[segment.name]
-        grams.append(gram_of(stage)[None] if segment.length is None else lax.map(gram_of, stage))
-    gram = learning_rate * jnp.concatenate(grams)
-    columns = gram.shape[-1]
-    weights = jnp.zeros(columns, gram.dtype).at[0].set(1.0)
-    policy = jax.vmap(
-        lambda gram: value_recursion(
-            gram, weights, columns - first, settings.weight_of_value, settings.value_update
-        ),
+    def body(segment: Segment, carry: tuple, own: Samples) -> tuple[tuple, tuple[Array, Array]]:
+        gram = per_sample_stages.gram_matrices(system, step.curvature, segment, own)
+        effect = jnp.zeros((gram.shape[0], factors), gram.dtype)
+        if own.drift is not None and jax.tree.leaves(own.drift):
+            effect = per_sample_stages.effect_of_drift(system, segment, own, factors)
+        return carry, (gram, effect)
+
+    _, results = fold(system, body, (), samples)
+    gram, effects = (
+        stages.concatenated(system, {name: result[part] for name, result in results.items()})
+        for part in (0, 1)
+    )
+    return SampleColumns(samples, step.learning_rate * gram, effects, scale, rest)
+
+
+def solve_value(step: Step, columns: SampleColumns) -> Policy:
+    """The Bellman recursion of every sample: [stages, batch, players, ...]."""
+    gram = columns.gram
+    weights = jnp.zeros(gram.shape[-1], gram.dtype).at[0].set(columns.scale)
+    last = Value(weights, jnp.eye(columns.drift.shape[-1], dtype=gram.dtype))
+    kappa, decide = step.settings.weight_of_value, step.settings.decision
+    return jax.vmap(
+        lambda gram, drift: value_recursion(gram, drift, last, kappa, decide),
         in_axes=1,
         out_axes=1,
-    )(gram)
-
-    # Forward: the averaged policies, stage by stage.
-    kappa = settings.beta if settings.forward_feedback else 0.0
-    walk = partial(_forward_stage, settings, curvature.solve, learning_rate, kappa)
-    images = problem.system.initial_state(batch[0])
-    factors = gram.shape[-1] - first
-    state = images if settings.rollout == "nonlinear" else jnp.zeros_like(images)
-    carry = (state, jnp.zeros((images.shape[0], factors), gram.dtype))
-    directions, applied, deviations = {}, [], []
-    for segment in problem.system.segments:
-        span = stages.spans(problem.system)[segment.name]
-        inputs = (stages_of[segment.name], jax.tree.map(span.of, policy))
-        step = partial(walk, segment)
-        if span.length is None:
-            carry, result = step(carry, inputs)
-            result = (result[0], result[1][None], result[2][None])
-        else:
-            carry, result = lax.scan(step, carry, inputs)
-        if segment.name in params:
-            directions[segment.name] = result[0]
-        applied.append(result[1])
-        deviations.append(result[2])
-
-    change = jnp.sum(gram[:, :, 0, :] * jnp.concatenate(applied), axis=-1)
-    own = gram[:, :, 0, 0]
-    info = Info(
-        trust=_mean(settings, jnp.sum(own, axis=0)),
-        predicted_change=jnp.zeros(()),
-        weights=_mean(settings, change / jnp.where(own > 0, own, 1.0), axis=1),
-        deviations=_mean(settings, jnp.mean(jnp.concatenate(deviations), axis=-1), axis=1),
-    )
-    return directions, info
+    )(gram, columns.drift)
 
 
-def _mean(settings: Settings, values: Array, axis: int = 0) -> Array:
-    mean = jnp.mean(values, axis=axis)
-    return mean if settings.axis_name is None else lax.pmean(mean, settings.axis_name)
-
-
-def _stages(
-    problem: ControlProblem,
-    settings: Settings,
-    params: PyTree,
-    batch: tuple[Array, Array],
-    nominal: Nominal | None,
-    entries: Entries,
-    key: Array,
-) -> dict[str, Stage]:
-    """Nominal trajectory and costates of every sample, in the form that stages are scanned in."""
-    keep_layers = settings.factor == "gradient"
-    kept = nominal is not None and nominal.trajectory is not None and nominal.trajectory.layers
-    if not kept:
-        nominal = linearize(problem, params, {}, *batch, keep_layers=keep_layers)
-    assert nominal is not None and nominal.trajectory is not None
-    trajectory = jax.tree.map(lambda leaf: leaf[0], nominal.trajectory)
-    count = batch[1].shape[0]
-    # Of the mean over samples -> of every sample's own cost.
-    costates = jax.tree.map(lambda leaf: count * leaf, trajectory.costates)
-    outputs = count * trajectory.output_costates
-    layers = {
-        path: layer._replace(output_gradients=count * layer.output_gradients)
-        for path, layer in (trajectory.layers or {}).items()
+def roll_out(
+    step: Step, nominal: Nominal | None, columns: SampleColumns, policy: Policy
+) -> Applied:
+    """Apply the averaged policies, stage by stage."""
+    settings, system, gram = step.settings, step.problem.system, columns.gram
+    start = system.initial_state(step.batch[0])
+    if settings.rollout == "linear":
+        start = jax.tree.map(jnp.zeros_like, start)
+    weights, gains = (stages.by_segment(system, leaf) for leaf in policy)
+    given = {
+        name: (own, Policy(weights[name], gains[name])) for name, own in columns.samples.items()
     }
-    if settings.factor != "gradient":
-        factors = linearize(problem, params, {}, *batch, factor=settings.factor, key=key).trajectory
+    reached = jnp.zeros(columns.drift.shape[1:], gram.dtype)
+    _, results = fold(system, partial(_roll_out_stage, step), (start, reached), given)
+
+    directions = {name: result[0] for name, result in results.items() if name in step.gradient}
+    if columns.rest is not None:
+        directions = jax.tree.map(jnp.subtract, directions, columns.rest)
+    used, deviations = (
+        stages.concatenated(system, {name: result[part] for name, result in results.items()})
+        for part in (1, 2)
+    )
+    change = jnp.einsum("kbnc,kbnc->kb", gram[:, :, :, 0, :], used)
+    own = jnp.sum(gram[:, :, :, 0, 0], axis=2)
+    return Applied(
+        directions,
+        trust=_mean(settings, jnp.sum(own, axis=0)),
+        weights=_mean(settings, change / jnp.where(own > 0, own, 1.0), axis=1),
+        deviations=_mean(settings, jnp.mean(deviations, axis=-1), axis=1),
+    )
+
+
+def _roll_out_stage(
+    step: Step,
+    segment: Segment,
+    carry: tuple[PyTree, Array],
+    given: tuple[Samples, Policy],
+) -> tuple[tuple[PyTree, Array], tuple[PyTree, Array, Array]]:
+    """Update the control of one stage and go on along the new (or linearised) trajectory."""
+    settings, system = step.settings, step.problem.system
+    (state, reached), (samples, policy) = carry, given
+    nonlinear = settings.rollout == "nonlinear"
+    change = jax.tree.map(jnp.subtract, state, samples.state) if nonlinear else state
+    deviation = reached + inner(samples.costates, change)
+    weights = jax.vmap(applied_weights, in_axes=(0, 0, None))(policy, deviation, settings.beta)
+
+    params, name = samples.stage.params, segment.name
+    direction = _by_player(
+        segment,
+        [
+            per_sample_stages.mean_gradient(system, segment, samples, weights[:, player])
+            for player in range(1 + len(segment.players))
+        ],
+    )
+    if settings.axis_name is not None:
+        direction = lax.pmean(direction, settings.axis_name)
+    if jax.tree.leaves(direction):
+        direction = step.curvature.solve(samples.entries, {name: direction})[name]
+    update = jax.tree.map(lambda d: -step.learning_rate * d, direction)
+    if samples.drift is not None:
+        update = jax.tree.map(jnp.add, update, samples.drift)
+
+    run = partial(run_stage, system, segment, samples)
+    if nonlinear:
+        moved = jax.tree.map(lambda leaf, own: leaf + own.astype(leaf.dtype), params, update)
+        outputs, state = run(moved, state)
+        if outputs is not None and samples.outputs is not None:
+            outputs -= samples.outputs
+    else:
+        _, (outputs, state) = jax.jvp(run, (params, samples.state), (update, change))
+    if outputs is not None and samples.output_costates is not None:
+        reached += inner_of_outputs(samples.output_costates[:, -reached.shape[1] :], outputs)
+    return (state, reached), (direction, weights, deviation)
+
+
+def _by_player(segment: Segment, directions: list[PyTree]) -> PyTree:
+    """Every player's own part of the directions that were made with its weights."""
+    return {name: directions[stages.player_of(segment, name)][name] for name in directions[0]}
+
+
+def _taken_apart(step: Step, nominal: Nominal) -> tuple[Array, PyTree | None]:
+    """c and -M^-1 r of the gradient that came in."""
+    if is_same(step.gradient, nominal.gradient):
+        return jnp.ones(()), None
+    g = nominal.gradient
+    if step.settings.axis_name is not None:
+        g = lax.pmean(g, step.settings.axis_name)
+    square = optax.tree.vdot(g, g)
+    scale = jnp.where(square > 0, optax.tree.vdot(step.gradient, g) / square, 1.0)
+    rest = jax.tree.map(lambda own, other: scale * other - own, dict(step.gradient), g)
+    return scale, step.solve(rest)
+
+
+def _samples(step: Step, nominal: Nominal, drift: PyTree | None) -> tuple[dict[str, Samples], int]:
+    """Nominal trajectory and costates of every sample, in the form that stages are folded in, and
+    the number of factors."""
+    problem, settings, (params, _) = step.problem, step.settings, step.variables
+    system, trajectory = problem.system, nominal.trajectory
+    assert trajectory is not None
+    count = trajectory.outputs.shape[2]
+    # Of the mean over samples -> of every sample's own cost.
+    costates = jax.tree.map(lambda leaf: count * leaf[0], trajectory.costates)
+    at_outputs = count * trajectory.output_costates[0]
+    first = int(settings.factor != "gradient")
+    if first:
+        keep = Keep(settings.factor, trajectory=True)
+        factors = linearize(problem, params, {}, *step.batch, keep, step.key).trajectory
         assert factors is not None
         scale = count**0.5
         costates = jax.tree.map(
             lambda own, other: jnp.concatenate([own, scale * other[0]]), costates, factors.costates
         )
-        outputs = jnp.concatenate([outputs, scale * factors.output_costates[0]])
-    first = int(settings.factor != "gradient")
+        at_outputs = jnp.concatenate([at_outputs, scale * factors.output_costates[0]])
 
-    result: dict[str, Stage] = {}
-    following, read = outputs[:, -1], outputs.shape[1] - 1
-    for segment in reversed(problem.system.segments):
-        own = costates[segment.name]
-        output = None
-        if segment.length is None:
-            next_costates, of_factors = following, own[first:]
-            following = own
-        else:
-            shifted = jnp.concatenate([own[:, 1:], following[:, None].astype(own.dtype)], axis=1)
-            next_costates, of_factors = (
-                jnp.moveaxis(leaf, 1, 0) for leaf in (shifted, own[first:])
+    outputs = stages.outputs_by_segment(system, trajectory.outputs[0])
+    output_costates = stages.outputs_by_segment(system, jnp.moveaxis(at_outputs, 1, 0))
+    of_stages = systems.stages(system, step.variables)
+    result: dict[str, Samples] = {}
+    following = at_outputs[:, -1]
+    for segment in reversed(system.segments):
+        name, own = segment.name, costates[segment.name]
+        next_costates, of_factors = following, jax.tree.map(lambda leaf: leaf[first:], own)
+        following = own
+        if segment.stacked:
+            next_costates = jax.tree.map(
+                lambda own, last: jnp.concatenate(
+                    [own[:, 1:], last[:, None].astype(own.dtype)], axis=1
+                ),
+                own,
+                next_costates,
             )
-            following = own[:, 0]
-        if segment.output is not None:
-            length = 1 if segment.length is None else segment.length
-            part = slice(read - length, read)
-            read -= length
-            output = (trajectory.outputs[part], jnp.moveaxis(outputs[:, part], 1, 0))
-            if segment.length is None:
-                output = (output[0][0], output[1][0])
-        result[segment.name] = Stage(
-            params=params.get(segment.name, {}),
-            entries=of_segment(entries, segment.name),
-            state=trajectory.states[segment.name],
-            next_costates=next_costates,
-            costates=of_factors,
-            output=output,
-            layers=of_segment(layers, segment.name) or None,
+            following = jax.tree.map(lambda leaf: leaf[:, 0], own)
+        result[name] = Samples(
+            stage=of_stages[name],
+            entries=of_segment(step.entries, name),
+            state=jax.tree.map(lambda leaf: leaf[0], trajectory.states[name]),
+            next_costates=stages.stage_first(segment, next_costates),
+            costates=stages.stage_first(segment, of_factors),
+            outputs=outputs[name],
+            output_costates=output_costates[name],
+            drift=None if drift is None else drift.get(name, {}),
         )
-    return result
+    return result, len(at_outputs) - first
 
 
-def _forward_stage(
-    settings: Settings,
-    solve: Solve,
-    learning_rate: float | Array,
-    kappa: float | Array,
-    segment: Segment,
-    carry: tuple[Array, Array],
-    inputs: tuple[Stage, Policy],
-) -> tuple[tuple[Array, Array], tuple[PyTree, Array, Array]]:
-    """Update the control of one stage and go on along the new (or linearised) trajectory."""
-    (state, reached), (stage, policy) = carry, inputs
-    nonlinear = settings.rollout == "nonlinear"
-    change = state - stage.state if nonlinear else state
-    deviation = reached + _inner(stage.costates, change)
-    weights = jax.vmap(lambda *own: applied_weights(Policy(*own[:2]), own[2], kappa))(
-        policy.weights, policy.gains, deviation
-    )
-
-    def weighted(columns: Array) -> Array:
-        return jnp.einsum("bc,cb...->b...", weights, columns) / weights.shape[0]
-
-    layers = readings_of(segment, stage)
-    if layers:
-        mean_weights = weights[:, 0] / weights.shape[0]
-        gradient = weighted_gradient(stage.params, layers, segment.name, mean_weights)
-    else:
-        (nominal, _), pullback = jax.vjp(
-            lambda params: run_stage(segment, params, stage.state), stage.params
-        )
-        output_costate = None
-        if nominal is not None and stage.output is not None:
-            output_costate = weighted(stage.output[1]).astype(nominal.dtype)
-        (gradient,) = pullback((output_costate, weighted(stage.next_costates).astype(state.dtype)))
-    if settings.axis_name is not None:
-        gradient = lax.pmean(gradient, settings.axis_name)
-    direction = gradient
-    if jax.tree.leaves(gradient):
-        direction = solve(stage.entries, {segment.name: gradient})[segment.name]
-    update = jax.tree.map(lambda d: -learning_rate * d, direction)
-
-    if nonlinear:
-        moved = jax.tree.map(lambda leaf, d: leaf + d.astype(leaf.dtype), stage.params, update)
-        output, state = run_stage(segment, moved, state)
-        output_change = None if output is None or stage.output is None else output - stage.output[0]
-    else:
-        _, (output_change, state) = jax.jvp(
-            partial(run_stage, segment), (stage.params, stage.state), (update, change)
-        )
-    if output_change is not None and stage.output is not None:
-        first = stage.output[1].shape[0] - reached.shape[1]
-        reached += _inner(stage.output[1][first:], output_change)
-    return (state, reached), (direction, weights, deviation)
-
-
-def _inner(factors: Array, change: Array) -> Array:
-    """<factor_f, change> for every sample: [F, batch, ...], [batch, ...] -> [batch, F]."""
-    count, batch = factors.shape[:2]
-    dtype = jnp.promote_types(factors.dtype, jnp.float32)
-    factors, change = factors.astype(dtype), change.astype(dtype)
-    return jnp.einsum("fbx,bx->bf", factors.reshape(count, batch, -1), change.reshape(batch, -1))
+def _mean(settings: Settings, values: Array, axis: int = 0) -> Array:
+    mean = jnp.mean(values, axis=axis)
+    return mean if settings.axis_name is None else lax.pmean(mean, settings.axis_name)

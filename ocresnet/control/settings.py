@@ -1,17 +1,24 @@
-"""The choices that define an OCNOpt step, checked when they are made."""
+"""The choices that define an OCNOpt step, checked when they are made, and what a step is given."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import jax
 
-from ocresnet.control.bellman import ValueUpdate
-from ocresnet.control.costs import Factor
+from ocresnet.control.curvature.protocol import Curvature, Entries
+from ocresnet.control.linearize import Keep
+from ocresnet.control.value import Decision, clipped, joint_minimum
+from ocresnet.costs import Factor
+from ocresnet.problem import Problem
+from ocresnet.systems.system import PyTree, Variables
 
 Array = jax.Array
 
 Feedback = Literal["none", "per_sample", "stacked", "joint"]
 RolloutKind = Literal["nonlinear", "linear"]
+ValueUpdate = Literal["exact", "clipped"]
+
+DECISIONS: dict[str, Decision] = {"exact": joint_minimum, "clipped": clipped}
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,7 @@ class Settings:
     rollout: RolloutKind = "nonlinear"
     beta: float | Array = 1.0
     value_beta: float | Array | None = None
-    value_update: ValueUpdate = "exact"
-    forward_feedback: bool = True
+    value_update: ValueUpdate | Decision = "exact"
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
@@ -40,7 +46,7 @@ class Settings:
             ("factor", Factor),
         ):
             value, allowed = getattr(self, name), get_args(kind)
-            if value not in allowed:
+            if value not in allowed and not (name == "value_update" and callable(value)):
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}.")
         for name in ("beta", "value_beta"):
             value = getattr(self, name)
@@ -64,25 +70,71 @@ class Settings:
         return self.beta if self.value_beta is None else self.value_beta
 
     @property
-    def inactive(self) -> bool:
-        """Whether nothing is left but the base optimizer."""
-        betas = (self.beta, self.weight_of_value)
-        return self.feedback == "none" or all(
-            isinstance(beta, int | float) and beta == 0 for beta in betas
-        )
+    def decision(self) -> Decision:
+        """What a stage decides."""
+        return self.value_update if callable(self.value_update) else DECISIONS[self.value_update]
 
     @property
-    def needs_trajectory(self) -> bool:
-        """Whether a step needs states and costates, and not the gradients of the factors alone."""
-        if self.inactive:
-            return False
-        walks = self.rollout == "nonlinear" and self.forward_feedback
-        return walks or self.feedback == "per_sample"
+    def inactive(self) -> bool:
+        """Whether nothing is left but the base optimizer."""
+        return self.feedback == "none" or (_is_zero(self.beta) and _is_zero(self.weight_of_value))
+
+    @property
+    def walks(self) -> bool:
+        """Whether the policy is applied along new states, in a second forward pass."""
+        return not self.inactive and self.rollout == "nonlinear" and not _is_zero(self.beta)
+
+    @property
+    def acts_as_one(self) -> bool:
+        """Whether all stages together are one: the joint minimum, along the linear dynamics."""
+        same_weights = self.value_beta is None
+        return same_weights and not self.walks and self.decision is joint_minimum
 
     @property
     def gradient_is_factor(self) -> bool:
         """Whether the gradient of the whole batch is the only factor."""
         return self.feedback == "stacked" and self.factor == "gradient"
+
+    @property
+    def keep(self) -> Keep:
+        """What a step needs of the linearised trajectory: `linearize(..., keep=settings.keep)`."""
+        if self.inactive:
+            return Keep()
+        if self.feedback == "per_sample":
+            return Keep(trajectory=True)
+        return Keep(self.factor, self.groups, self.walks)
+
+
+class Step(NamedTuple):
+    """What one update is made from.
+
+    Attributes:
+      problem: system and costs.
+      settings: the choices.
+      variables: the current parameters and batch statistics.
+      batch: inputs and targets (of this device).
+      gradient: of the batch (of all devices), as it came in.
+      drift: s, what momentum and weight decay will change, a tree like the parameters; or None.
+      curvature: M.
+      entries: of its state.
+      learning_rate: eta.
+      key: for random factors.
+    """
+
+    problem: Problem
+    settings: Settings
+    variables: Variables
+    batch: tuple[PyTree, PyTree]
+    gradient: PyTree
+    drift: PyTree | None
+    curvature: Curvature
+    entries: Entries
+    learning_rate: float | Array
+    key: Array
+
+    def solve(self, tree: PyTree) -> PyTree:
+        """M^-1 tree."""
+        return self.curvature.solve(self.entries, tree)
 
 
 class Info(NamedTuple):
@@ -91,7 +143,8 @@ class Info(NamedTuple):
     Attributes:
       trust: T = eta sum_k g_k^T M_k^-1 g_k, the decrease of the cost that a step of the base
         optimizer predicts, [].
-      predicted_change: the change of the cost that the update predicts to first order, [].
+      predicted_change: the change of the cost that the update, with momentum and weight decay,
+        predicts to first order, by the gradient that came in, [].
       weights: share of the step of the base optimizer that each stage takes, [stages].
       deviations: mean over the factors of what the earlier stages changed in them, [stages]; with
         the gradient factor, the predicted change of the cost so far.
@@ -101,3 +154,21 @@ class Info(NamedTuple):
     predicted_change: Array
     weights: Array
     deviations: Array
+
+
+class Applied(NamedTuple):
+    """What a policy did.
+
+    Attributes:
+      directions: -u / eta, a tree like the parameters.
+      trust, weights, deviations: as in `Info`.
+    """
+
+    directions: PyTree
+    trust: Array
+    weights: Array
+    deviations: Array
+
+
+def _is_zero(beta: float | Array) -> bool:
+    return isinstance(beta, int | float) and beta == 0

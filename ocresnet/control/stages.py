@@ -1,40 +1,74 @@
-"""Trees of parameters, seen stage by stage.
+"""Trees of parameters, states and outputs, seen stage by stage.
 
-A tree like the parameters has one entry a segment (stacked along its transitions) and one a shared
-part. The stages are, in order: one for all shared parameters, where there are any, then every
-transition.
+A tree like the parameters has one entry a segment (stacked along its transitions, where these have
+controls of their own) and one a shared part. The stages are, in order: one for all shared
+parameters, where there are any, then those of every segment. The players of a stage are those that
+its segment names (`Segment.players`); whoever is not named is the first.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from ocresnet.systems.system import PyTree, System
+from ocresnet.systems.system import PyTree, Segment, System
 
 Array = jax.Array
 
 
-class Span(NamedTuple):
-    """The stages of a segment: `start`, and how many; `length` is None for a single one."""
-
-    start: int
-    length: int | None
-
-    def of(self, leaf: Array) -> Array:
-        """The part of an array [stages, ...] that belongs to the segment: [(length), ...]."""
-        if self.length is None:
-            return leaf[self.start]
-        return leaf[self.start : self.start + self.length]
-
-
-def spans(system: System) -> dict[str, Span]:
-    """Where the stages of every segment lie."""
+def by_segment(system: System, leaf: Array) -> dict[str, Array]:
+    """[stages, ...] -> {segment: [(length), ...]}; the first axis is there in stacked segments."""
     start, result = int(bool(system.shared)), {}
     for segment in system.segments:
-        result[segment.name] = Span(start, segment.length)
-        start += 1 if segment.length is None else segment.length
+        part = leaf[start : start + segment.stages]
+        result[segment.name] = part if segment.stacked else part[0]
+        start += segment.stages
     return result
+
+
+def concatenated(system: System, results: Mapping[str, Array]) -> Array:
+    """Undo `by_segment`, without the stage of the shared parameters: what `fold` gathered."""
+    return jnp.concatenate(
+        [results[s.name] if s.stacked else results[s.name][None] for s in system.segments]
+    )
+
+
+def outputs_by_segment(system: System, outputs: Array) -> dict[str, Array | None]:
+    """[outputs, ...] -> {segment: [(length), outputs of a stage, ...], or None without outputs}."""
+    start = 0
+    result: dict[str, Array | None] = {}
+    for segment in system.segments:
+        part = outputs[start : start + segment.outputs]
+        start += segment.outputs
+        if segment.output is None:
+            result[segment.name] = None
+        else:
+            result[segment.name] = part[:, None] if segment.stacked else part
+    return result
+
+
+def stage_first(segment: Segment, tree: PyTree) -> PyTree:
+    """[columns, (length), ...] -> [(length), columns, ...]."""
+    if not segment.stacked:
+        return tree
+    return jax.tree.map(partial(jnp.moveaxis, source=1, destination=0), tree)
+
+
+def players(system: System) -> int:
+    """The largest number of players that a stage has."""
+    return 1 + max(len(segment.players) for segment in system.segments)
+
+
+def inner(factors: PyTree, change: PyTree) -> Array:
+    """<factor_f, change> for every factor: trees [F, ...] and [...] -> [F]."""
+
+    def of_leaf(factor: Array, leaf: Array) -> Array:
+        dtype = jnp.promote_types(factor.dtype, jnp.float32)
+        products = factor.astype(dtype) * leaf.astype(dtype)
+        return jnp.sum(products, axis=tuple(range(1, factor.ndim)))
+
+    return sum(jax.tree.leaves(jax.tree.map(of_leaf, factors, change)), jnp.zeros(()))
 
 
 def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
@@ -42,54 +76,100 @@ def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
 
     Args:
       system: names the stages.
-      left, right: trees like the parameters, with a leading axis [columns].
+      left, right: trees like the parameters, with leading axes [columns] and [others].
 
     Returns:
-      [stages, columns, columns].
+      [stages, players, columns, others].
     """
-    columns = jax.tree.leaves(left)[0].shape[0]
-    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(left)), jnp.float32)
-
-    def products(a: PyTree, b: PyTree, stages: int) -> Array:
-        total = jnp.zeros((stages, columns, columns), dtype)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            x, y = (leaf.reshape(columns, stages, -1).astype(dtype) for leaf in (x, y))
-            if columns == 1:
-                total += jnp.sum(x * y, axis=-1).reshape(stages, 1, 1)
-            else:
-                total += jnp.einsum("ckp,dkp->kcd", x, y)
-        return total
-
     parts = []
     if system.shared:
-        a, b = ({name: tree[name] for name in system.shared} for tree in (left, right))
-        parts.append(products(a, b, 1))
+        shared = ({name: tree[name] for name in system.shared} for tree in (left, right))
+        parts.append(gram_matrix(system, None, *shared)[None])
+    dtype, counts = _dtype(left), (_count(left), _count(right))
     for segment in system.segments:
-        a, b = left.get(segment.name, {}), right.get(segment.name, {})
-        parts.append(products(a, b, 1 if segment.length is None else segment.length))
+        if segment.name not in left:
+            parts.append(jnp.zeros((segment.stages, players(system), *counts), dtype))
+            continue
+        of_stage = partial(gram_matrix, system, segment)
+        own = left[segment.name], right[segment.name]
+        if segment.stacked:
+            parts.append(jax.vmap(of_stage, in_axes=1)(*own))
+        else:
+            parts.append(of_stage(*own)[None])
     return jnp.concatenate(parts)
 
 
-def combine(weights: Array, columns: PyTree) -> PyTree:
-    """sum_c weights_c columns_c, for trees with a leading axis [columns]."""
-    return jax.tree.map(
-        lambda leaf: (
-            jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
-            if leaf.shape[0] > 1
-            else weights[0].astype(leaf.dtype) * leaf[0]
-        ),
-        columns,
-    )
+def gram_matrix(system: System, segment: Segment | None, left: PyTree, right: PyTree) -> Array:
+    """Inner products of columns at one stage, [players, columns, others].
+
+    Args:
+      system: says how many players there are.
+      segment: the stage's; None for the shared parameters.
+      left, right: its part of trees like the parameters, with leading axes [columns], [others].
+    """
+    counts, dtype = (_count(left), _count(right)), _dtype(left)
+    result = jnp.zeros((players(system), *counts), dtype)
+
+    def products(x: Array, y: Array) -> Array:
+        x, y = (leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in (x, y))
+        return jnp.sum(x * y).reshape(1, 1) if counts == (1, 1) else x @ y.T
+
+    for name, own in left.items():
+        pairs = zip(jax.tree.leaves(own), jax.tree.leaves(right[name]), strict=True)
+        total = sum((products(x, y) for x, y in pairs), jnp.zeros(counts, dtype))
+        result = result.at[player_of(segment, name)].add(total)
+    return result
+
+
+def combine(segment: Segment | None, weights: Array, columns: PyTree) -> PyTree:
+    """sum_c weights_c columns_c of every player of a stage.
+
+    Args:
+      segment: the stage's; None for the shared parameters.
+      weights: [players, columns].
+      columns: the segment's part of a tree like the parameters, with a leading axis [columns].
+    """
+
+    def of_leaf(weights: Array, leaf: Array) -> Array:
+        if leaf.shape[0] == 1:
+            return weights[0].astype(leaf.dtype) * leaf[0]
+        return jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1)
+
+    if segment is None or not segment.players:
+        return jax.tree.map(partial(of_leaf, weights[0]), columns)
+    return {
+        name: jax.tree.map(partial(of_leaf, weights[player_of(segment, name)]), part)
+        for name, part in columns.items()
+    }
 
 
 def combine_stages(system: System, weights: Array, columns: PyTree) -> PyTree:
-    """`combine` with weights [stages, columns] of every stage: a tree like the parameters."""
-    result = {name: combine(weights[0], columns[name]) for name in system.shared}
-    for name, span in spans(system).items():
-        if name not in columns:
+    """`combine` with weights [stages, players, columns] of every stage: a tree like the
+    parameters."""
+    result = {name: combine(None, weights[0], columns[name]) for name in system.shared}
+    own_weights = by_segment(system, weights)
+    for segment in system.segments:
+        if segment.name not in columns:
             continue
-        if span.length is None:
-            result[name] = combine(weights[span.start], columns[name])
+        own = columns[segment.name]
+        if segment.stacked:
+            combine_own = jax.vmap(partial(combine, segment), in_axes=(0, 1))
         else:
-            result[name] = jax.vmap(combine, in_axes=(0, 1))(span.of(weights), columns[name])
+            combine_own = partial(combine, segment)
+        result[segment.name] = combine_own(own_weights[segment.name], own)
     return result
+
+
+def player_of(segment: Segment | None, name: str) -> int:
+    """Which player decides the entry `name` of the segment's parameters."""
+    if segment is None or name not in segment.players:
+        return 0
+    return 1 + segment.players.index(name)
+
+
+def _count(tree: PyTree) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _dtype(tree: PyTree) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)

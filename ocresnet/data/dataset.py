@@ -9,6 +9,9 @@ import numpy as np
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.batches import Batching, Feed, feed_from_memory
 
+MOST_CLASSES = 2**31 - 1
+"""Labels are kept as int32."""
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -19,7 +22,7 @@ class Dataset:
       train_images, test_images: [samples, height, width, channels] or [samples, height, width];
         all uint8, or all floating point (kept as float32).
       train_labels, test_labels: [samples], integers, 0 ... classes - 1 (kept as int32).
-      classes: how many classes there are; 0 means as many as the labels name.
+      classes: how many classes there are; 0 means as many as the training labels name.
       validation_images, validation_labels: held out of the training set, or None.
       source: what `load_dataset` was called with, so that a run can load its data again.
       data_dir: the folder it was loaded from, likewise.
@@ -44,15 +47,7 @@ class Dataset:
             raise ValueError(f"{self.name}: validation images and labels go together.")
         for part in self.parts:
             self._check_part(part)
-        highest = max(int(self.labels(part).max()) for part in self.parts)
-        lowest = min(int(self.labels(part).min()) for part in self.parts)
-        if self.classes == 0:
-            object.__setattr__(self, "classes", max(highest + 1, 2))
-        if lowest < 0 or highest >= self.classes:
-            raise ValueError(
-                f"{self.name}: labels go from {lowest} to {highest}, but must lie in 0 ... "
-                f"{self.classes - 1}."
-            )
+            self._check_labels(part)
 
     def _check_part(self, part: str) -> None:
         """Check one part's shapes and dtypes, and bring them into the kept form."""
@@ -65,9 +60,11 @@ class Dataset:
                 "be uint8 or floating point [samples, height, width, channels]."
             )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            one_hot = labels.ndim == 2 and len(labels) == len(images)
+            hint = " (of one-hot labels take argmax(axis=1))" if one_hot else ""
             raise ValueError(
                 f"{self.name}: {part}_labels are {labels.dtype} of shape {labels.shape}, but must "
-                f"be one integer for each of the {len(images)} images."
+                f"be one integer for each of the {len(images)} images{hint}."
             )
         if len(images) == 0:
             raise ValueError(f"{self.name}: there are no {part} images.")
@@ -81,6 +78,19 @@ class Dataset:
                 f"{part} images {images.dtype} of shape {images.shape[1:]}."
             )
         object.__setattr__(self, f"{part}_images", np.ascontiguousarray(images, dtype))
+
+    def _check_labels(self, part: str) -> None:
+        """Check the values of one part's labels, and bring them into the kept form; those of the
+        training set, which come first, say how many classes there are."""
+        labels = np.asarray(self.labels(part))
+        lowest, highest = int(labels.min()), int(labels.max())
+        if self.classes == 0 and 0 <= lowest <= highest < MOST_CLASSES:
+            object.__setattr__(self, "classes", max(highest + 1, 2))
+        if lowest < 0 or highest >= (self.classes or MOST_CLASSES):
+            raise ValueError(
+                f"{self.name}: {part} labels go from {lowest} to {highest}, but must lie in 0 ... "
+                f"{(self.classes or MOST_CLASSES) - 1}."
+            )
         object.__setattr__(self, f"{part}_labels", np.ascontiguousarray(labels, np.int32))
 
     @property

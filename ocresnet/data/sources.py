@@ -156,7 +156,7 @@ def _tfds(name: str, data_dir: str | os.PathLike | None, download: bool) -> Data
             raise ValueError(f"the {split} split of {name} in {where} is empty.")
         images, labels = zip(*records, strict=True)
         arrays[f"{split}_images"] = np.stack(images)
-        arrays[f"{split}_labels"] = np.array(labels, np.int32)
+        arrays[f"{split}_labels"] = np.array(labels)
     classes = builder.info.features["label"].num_classes or 0
     folder = None if data_dir is None else str(data_dir)
     return Dataset(name, **arrays, classes=classes, source=name, data_dir=folder)

@@ -3,7 +3,7 @@
 Notation
     g_k       gate of block k: its branch becomes g_k F_k; 1 leaves the block, 0 removes it
     g, e_k    all gates; the k-th unit vector
-    L, yhat_k, J_N, gamma   as in `objective`
+    L, yhat_k, J_N, gamma   as in `problem`
     lambda_k  costate dL/dx_k of a sample's loss, x_k the state that enters block k
 
 Every function here takes a network, the data to score with, and the blocks that are removed
@@ -12,25 +12,22 @@ already. It returns an array [blocks], float64, of which removed blocks are NaN.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.gate_derivatives import gate_derivatives, scale_branch
-from ocresnet.stage_cost.objective import PerSampleLoss
+from ocresnet.costs import PerSampleLoss, cross_entropy
+from ocresnet.problem import weighted_sum
+from ocresnet.stage_cost.checks import check_exits, checked_labels, residual_architecture
+from ocresnet.stage_cost.gates import gate_derivatives
 from ocresnet.stage_cost.recalibration import recalibrate
-from ocresnet.stage_cost.trajectory import (
-    CROSS_ENTROPY,
-    Trajectory,
-    batches,
-    parameter_norms,
-    trajectory,
-)
-from ocresnet.systems import resnet
+from ocresnet.stage_cost.trajectory import Trajectory, batches, parameter_norms, trajectory
+from ocresnet.systems.architecture import ResidualArchitecture, check_blocks
+from ocresnet.systems.blocks import blocks as blocks_of
+from ocresnet.systems.blocks import with_blocks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
+from ocresnet.systems.system import Execution
 
 Array = jax.Array
 
@@ -55,7 +52,7 @@ class ScoringData:
 
     images: np.ndarray | Array
     labels: np.ndarray | Array
-    loss: PerSampleLoss = CROSS_ENTROPY
+    loss: PerSampleLoss = cross_entropy.value
     stage_cost: float = 0.02
     seed: int = 0
     batch_size: int = 250
@@ -67,44 +64,21 @@ Criterion = Callable[[Network, ScoringData, Collection[int]], np.ndarray]
 """(network, data, removed blocks) -> scores [blocks]."""
 
 
-def gate(network: Network, gates: np.ndarray | Array) -> Network:
-    """The network with every residual branch multiplied by its gate: x_{k+1} = S_k(x_k) + g_k F_k.
-
-    A branch ends in a convolution without bias, so it is enough to scale that kernel. The result
-    has the same architecture, and runs in the same compiled programs.
-
-    Args:
-      network: the network.
-      gates: [blocks], real; zeros and ones switch blocks off and on.
-
-    Raises:
-      ValueError: if there is not one gate for each block.
-    """
-    gates = jnp.asarray(gates)
-    if gates.shape != (network.config.depth,):
-        raise ValueError(
-            f"gates have shape {gates.shape}, but this network needs one for each of its "
-            f"{network.config.depth} blocks."
-        )
-    params, start = dict(network.params), 0
-    for segment in resnet.block_segments(network.config):
-        own = gates[start : start + segment.length]
-        start += segment.length
-        own = own[0] if segment.transition else own
-        params[segment.name] = scale_branch(params[segment.name], own)
-    return replace(network, params=params)
-
-
 def switch_off(network: Network, blocks: Collection[int]) -> Network:
     """The network with the residual branches of `blocks` set to zero, of the same architecture.
 
     Raises:
-      ValueError: for a block that does not exist or is named twice.
+      ValueError: for a block that does not exist or is named twice, or a network without residual
+        blocks.
     """
-    check_blocks(network.config, blocks)
-    gates = np.ones(network.config.depth, np.float32)
-    gates[list(blocks)] = 0
-    return gate(network, gates)
+    architecture = residual_architecture(network, "switching off blocks")
+    check_blocks(architecture, blocks)
+    listed = blocks_of(network)
+    for index in blocks:
+        params = listed[index].params
+        zero = jax.tree.map(np.zeros_like, params["residual"])
+        listed[index] = listed[index]._replace(params={**params, "residual": zero})
+    return with_blocks(network, architecture, listed)
 
 
 def shortened(network: Network, data: ScoringData, blocks: Collection[int]) -> Network:
@@ -121,17 +95,6 @@ def shortened(network: Network, data: ScoringData, blocks: Collection[int]) -> N
     )
 
 
-def check_blocks(config: ResNetConfig, blocks: Collection[int]) -> None:
-    """Refuse blocks that do not exist or are named twice."""
-    for block in blocks:
-        if not 0 <= block < config.depth:
-            raise ValueError(
-                f"there is no block {block}: this network has blocks 0 to {config.depth - 1}."
-            )
-    if len(set(blocks)) < len(blocks):
-        raise ValueError(f"blocks {sorted(blocks)} name a block twice.")
-
-
 def output_residual(
     network: Network, data: ScoringData, removed: Collection[int] = ()
 ) -> np.ndarray:
@@ -140,15 +103,15 @@ def output_residual(
     Raises:
       ValueError: if the network has no exits to read.
     """
-    _check_exits(network)
+    check_exits(_architecture(network), "read this score from")
     measured = measure(network, data, removed)
     return _without(removed, np.asarray(measured.output_residuals))
 
 
 def weight_norm(network: Network, data: ScoringData, removed: Collection[int] = ()) -> np.ndarray:
     """||w_F,k||, the norm of all parameters of the residual branch."""
-    norms = parameter_norms(network.config, network.params)
-    return _without(removed, np.asarray(norms))
+    norms = parameter_norms(_architecture(network), network.params)
+    return _without(removed, norms)
 
 
 def taylor(network: Network, data: ScoringData, removed: Collection[int] = ()) -> np.ndarray:
@@ -158,19 +121,21 @@ def taylor(network: Network, data: ScoringData, removed: Collection[int] = ()) -
     value is taken of each sample (Molchanov et al. 2017): over the samples of a trained network the
     derivatives themselves nearly cancel. One backward pass gives it for all blocks.
     """
-    network = shortened(own_output(network), data, removed)
-    totals = np.zeros(network.config.depth)
-    for batch, mask in batches(len(data.labels), data.batch_size):
+    architecture = _architecture(network)
+    network = shortened(network, data, removed)
+    labels = checked_labels(data.labels, len(data.images), architecture.classes)
+    totals = np.zeros(architecture.depth)
+    for batch, mask in batches(len(labels), data.batch_size):
         derivatives = gate_derivatives(
-            network.config,
+            architecture,
             network.variables,
             data.images[batch],
-            data.labels[batch],
+            labels[batch],
             loss=data.loss,
             execution=data.execution,
         )
         totals += np.abs(np.asarray(derivatives, np.float64)[:, mask]).sum(axis=1)
-    return _without(removed, totals / len(data.labels))
+    return _without(removed, totals / len(labels))
 
 
 def stage_cost_sensitivity(
@@ -185,23 +150,23 @@ def stage_cost_sensitivity(
     Raises:
       ValueError: if the network has no exits to read.
     """
-    _check_exits(network)
-    return _increase(network, data, removed)
+    check_exits(_architecture(network), "read this score from")
+    return _increase(network, data, removed, own_output=False)
 
 
 def loss_increase(network: Network, data: ScoringData, removed: Collection[int] = ()) -> np.ndarray:
     """L(g - e_k) - L(g): how much the loss grows without block k. One pass for each block."""
-    return _increase(own_output(network), data, removed)
+    return _increase(network, data, removed, own_output=True)
 
 
 def tail(network: Network, data: ScoringData, removed: Collection[int] = ()) -> np.ndarray:
     """-k: cut from the end."""
-    return _without(removed, -np.arange(float(network.config.depth)))
+    return _without(removed, -np.arange(float(_architecture(network).depth)))
 
 
 def random(network: Network, data: ScoringData, removed: Collection[int] = ()) -> np.ndarray:
     """A random order, from `data.seed`."""
-    order = np.random.default_rng(data.seed).permutation(network.config.depth)
+    order = np.random.default_rng(data.seed).permutation(_architecture(network).depth)
     return _without(removed, order.astype(float))
 
 
@@ -222,13 +187,10 @@ RESCORED = ("output_residual", "taylor", "stage_cost_sensitivity", "loss_increas
 """The criteria whose scores change when other blocks are removed."""
 
 
-def own_output(network: Network) -> Network:
-    """The network without its exits, which saves computing them."""
-    return replace(network, config=replace(network.config, exits="none"))
-
-
-def measure(network: Network, data: ScoringData, blocks: Collection[int]) -> Trajectory:
-    """The trajectory of the network without `blocks`, over all its outputs.
+def measure(
+    network: Network, data: ScoringData, blocks: Collection[int], *, own_output: bool = False
+) -> Trajectory:
+    """The trajectory of the network without `blocks`, over all its outputs or of its own alone.
 
     Raises:
       ValueError: for a block that does not exist or is named twice.
@@ -237,26 +199,31 @@ def measure(network: Network, data: ScoringData, blocks: Collection[int]) -> Tra
         shortened(network, data, blocks),
         data.images,
         data.labels,
+        own_output=own_output,
         loss=data.loss,
         batch_size=data.batch_size,
         execution=data.execution,
     )
 
 
-def _increase(network: Network, data: ScoringData, removed: Collection[int]) -> np.ndarray:
-    """J_N(g - e_k) - J_N(g) for each block that is left; of a network without exits J_N is L."""
+def _increase(
+    network: Network, data: ScoringData, removed: Collection[int], *, own_output: bool
+) -> np.ndarray:
+    """J_N(g - e_k) - J_N(g) for each block that is left; of the own output alone J_N is L."""
 
     def cost(blocks: Collection[int]) -> float:
-        losses = np.asarray(measure(network, data, blocks).losses)
-        # In float64, which `objective` would leave: the differences can be small.
-        return float(losses[-1] + data.stage_cost * losses[:-1].sum())
+        measured = measure(network, data, blocks, own_output=own_output)
+        return float(weighted_sum(np.asarray(measured.losses), data.stage_cost))
 
-    check_blocks(network.config, removed)
-    before, scores = cost(removed), np.full(network.config.depth, np.nan)
-    for block in range(network.config.depth):
+    before, scores = cost(removed), np.full(_architecture(network).depth, np.nan)
+    for block in range(len(scores)):
         if block not in removed:
             scores[block] = cost([*removed, block]) - before
     return scores
+
+
+def _architecture(network: Network) -> ResidualArchitecture:
+    return residual_architecture(network, "scoring blocks")
 
 
 def _without(removed: Collection[int], scores: np.ndarray) -> np.ndarray:
@@ -264,11 +231,3 @@ def _without(removed: Collection[int], scores: np.ndarray) -> np.ndarray:
     scores = np.array(scores, np.float64)
     scores[list(removed)] = np.nan
     return scores
-
-
-def _check_exits(network: Network) -> None:
-    if network.config.exits == "none":
-        raise ValueError(
-            "this score reads the exits, and the network has none: give it some with "
-            "calibrate_exits first."
-        )

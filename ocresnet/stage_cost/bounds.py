@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ocresnet.stage_cost.objective import objective
+from ocresnet.problem import weighted_sum
 
 Measured = np.ndarray | Sequence[float]
 
@@ -136,7 +136,7 @@ def training_objective(
             f"there are {len(losses)} losses and {len(squared_norms)} squared norms, but a network "
             "has one output more than residual blocks: measure one with exits."
         )
-    return float(objective(losses, stage_cost) + weight_decay / 2 * squared_norms.sum())
+    return float(weighted_sum(losses, stage_cost) + weight_decay / 2 * squared_norms.sum())
 
 
 def theorem2(losses_of_subresnet: Measured, *, blocks: int, stage_cost: float) -> AverageLossBound:

@@ -14,16 +14,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.trajectory import check_batch_size
-from ocresnet.systems import resnet
+from ocresnet.stage_cost.checks import (
+    check_batch_size,
+    check_exits,
+    check_network,
+    check_share,
+    residual_architecture,
+)
+from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import PyTree, Segment, Variables
+from ocresnet.systems.system import (
+    Execution,
+    Segment,
+    Stage,
+    State,
+    System,
+    Variables,
+    advance,
+    shared_parameters,
+    stages,
+)
 
 Array = jax.Array
-
-NEVER = 1.01
-"""A confidence that no exit reaches."""
 
 SMALLEST_SHARE = 16
 """A batch is not made smaller than this part of its size."""
@@ -57,10 +70,10 @@ def predict(
     """Classify images, each with as many blocks as it needs.
 
     Args:
-      network: the network; early exit needs one with exits.
+      network: of any family; early exit needs one with exits.
       images: [samples, height, width, channels], in the units of the network's `pixel_mean`.
-      confidence: threshold in (0, 1] on the largest softmax probability; above 1 no sample exits
-        early. None: compute the network's own output only.
+      confidence: threshold in (0, 1] on the largest softmax probability. None: no sample exits
+        early, and the network's own output alone is computed.
       batch_size: samples computed at a time.
       execution: precision of the activations.
 
@@ -68,20 +81,20 @@ def predict(
       Predicted classes, confidences and the depth used for each sample.
 
     Raises:
-      ValueError: for a confidence that is not positive, a network without exits, or images of
-        another shape.
+      ValueError: for a confidence that is no such share, a network without exits to leave at, or
+        images of another shape.
+
+    Example:
+      >>> predict(network, images, confidence=0.95).labels
     """
+    check_network(network)
     if confidence is not None:
-        if not confidence > 0:
-            raise ValueError(f"confidence is {confidence}, but must be positive.")
-        if network.config.exits == "none":
-            raise ValueError(
-                "this network has no exits to leave at: give it some with calibrate_exits first."
-            )
+        check_share("confidence", confidence)
+        check_exits(residual_architecture(network, "leaving early"), "leave at")
+    network.architecture.check_images(images)
     if len(images) == 0:
         raise ValueError("there are no images to classify.")
     check_batch_size(batch_size)
-    resnet.check_images(network.config, images)
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     if confidence is None:
         parts = [_predict_whole(network, batch, execution) for batch in batches]
@@ -93,16 +106,15 @@ def predict(
 def _predict_whole(
     network: Network, images: np.ndarray | Array, execution: Execution
 ) -> Predictions:
-    config = replace(network.config, exits="none")
-    labels, confidences = _own_output(config, network.variables, images, execution)
-    blocks = np.full(len(images), config.depth)
+    labels, confidences = _own_output(network.architecture, network.variables, images, execution)
+    depth = sum(segment.transitions for segment in network.architecture.system().blocks)
+    blocks = np.full(len(images), depth)
     return Predictions(np.asarray(labels), np.asarray(confidences), blocks)
 
 
 def _predict_early(
     network: Network, images: np.ndarray | Array, confidence: float, execution: Execution
 ) -> Predictions:
-    config, variables = network.config, network.variables
     result = Predictions(
         np.zeros(len(images), np.int64),
         np.zeros(len(images), np.float32),
@@ -118,28 +130,26 @@ def _predict_early(
         result.blocks[samples[chosen]] = block
 
     block = 0
-    state = _start(config, variables, images, execution)
-    segments = resnet.resnet_system(config).segments
-    for position, segment in enumerate(segments[1:-1], start=1):
-        for index in range(segment.length or 1):
-            if segment.output is None:  # a bare skip
-                state = _advance(config, position, variables, index, state)
-                continue
-            labels, confidences = _read_exit(config, position, variables, index, state)
-            sure = (np.asarray(confidences) >= confidence) & (samples != LEFT)
-            record(sure, labels, confidences, block)
-            samples[sure] = LEFT
-            if (samples == LEFT).all():
-                return result
-            samples, state = _compact(samples, state, smallest)
-            state = _advance(config, position, variables, index, state)
-            block += 1
-    labels, confidences = _sureness(_advance(config, len(segments) - 1, variables, 0, state))
+    run = network.architecture, network.variables, execution
+    state = _initial_state(network.architecture, images, execution)
+    for position, segment in enumerate(network.architecture.system().segments):
+        for index in range(segment.transitions):
+            if segment.output is not None:
+                labels, confidences = _read_exit(*run, position, index, state)
+                sure = (np.asarray(confidences) >= confidence) & (samples != LEFT)
+                record(sure, labels, confidences, block)
+                samples[sure] = LEFT
+                if (samples == LEFT).all():
+                    return result
+                samples, state = _compact(samples, state, smallest)
+            state = _advance(*run, position, index, state)
+            block += segment.skip is not None
+    labels, confidences = _sureness(state)
     record(samples != LEFT, labels, confidences, block)
     return result
 
 
-def _compact(samples: np.ndarray, state: Array, smallest: int) -> tuple[np.ndarray, Array]:
+def _compact(samples: np.ndarray, state: State, smallest: int) -> tuple[np.ndarray, State]:
     """Move the rows that stay together, where that halves the state at least."""
     rows = np.flatnonzero(samples != LEFT)
     size = len(samples)
@@ -152,46 +162,56 @@ def _compact(samples: np.ndarray, state: Array, smallest: int) -> tuple[np.ndarr
     return np.pad(samples[rows], (0, padding), constant_values=LEFT), state
 
 
-@partial(jax.jit, static_argnames=("config", "execution"))
+@partial(jax.jit, static_argnames=("architecture", "execution"))
 def _own_output(
-    config: ResNetConfig, variables: Variables, images: Array, execution: Execution
+    architecture: Architecture, variables: Variables, images: Array, execution: Execution
 ) -> tuple[Array, Array]:
-    return _sureness(resnet.apply(config, variables, images, execution=execution)[0][-1])
+    outputs, _ = networks.apply(
+        architecture, variables, images, own_output=True, execution=execution
+    )
+    return _sureness(outputs[-1])
 
 
 @jax.jit
-def _take(state: Array, rows: Array) -> Array:
-    return state[rows]
+def _take(state: State, rows: Array) -> State:
+    return jax.tree.map(lambda leaf: leaf[rows], state)
 
 
-@partial(jax.jit, static_argnames=("config", "execution"))
-def _start(
-    config: ResNetConfig, variables: Variables, images: Array, execution: Execution
-) -> Array:
-    """x_0: the stem's output."""
-    stem = resnet.resnet_system(config).segments[0]
-    images = resnet.normalise(config, images, execution)
-    params, stats = variables.params[stem.name], variables.batch_stats[stem.name]
-    return stem.transition({}, params, stats, images, False)[0]
+@partial(jax.jit, static_argnames=("architecture", "execution"))
+def _initial_state(architecture: Architecture, images: Array, execution: Execution) -> State:
+    """x_0."""
+    return architecture.system(execution=execution).initial_state(images)
 
 
-@partial(jax.jit, static_argnames=("config", "position"))
+@partial(jax.jit, static_argnames=("architecture", "execution", "position"))
 def _advance(
-    config: ResNetConfig, position: int, variables: Variables, index: Array, state: Array
-) -> Array:
+    architecture: Architecture,
+    variables: Variables,
+    execution: Execution,
+    position: int,
+    index: Array,
+    state: State,
+) -> State:
     """One transition of the segment at `position`; `index` counts inside the segment."""
-    segment, shared, params, stats = _controls(config, position, variables, index)
-    return segment.transition(shared, params, stats, state, False)[0]
+    system = architecture.system(execution=execution).with_own_output_only()
+    segment, stage = _one_transition(system, variables, position, index)
+    return advance(system, segment, stage, state)[1]
 
 
-@partial(jax.jit, static_argnames=("config", "position"))
+@partial(jax.jit, static_argnames=("architecture", "execution", "position"))
 def _read_exit(
-    config: ResNetConfig, position: int, variables: Variables, index: Array, state: Array
+    architecture: Architecture,
+    variables: Variables,
+    execution: Execution,
+    position: int,
+    index: Array,
+    state: State,
 ) -> tuple[Array, Array]:
     """Predicted class and confidence of the exit before that transition."""
-    segment, shared, params, stats = _controls(config, position, variables, index)
+    system = architecture.system(execution=execution)
+    segment, stage = _one_transition(system, variables, position, index)
     assert segment.output is not None
-    return _sureness(segment.output(shared, params, stats, state, False)[0])
+    return _sureness(segment.output(stage, state)[0])
 
 
 @jax.jit
@@ -200,13 +220,14 @@ def _sureness(logits: Array) -> tuple[Array, Array]:
     return jnp.argmax(logits, axis=-1), jnp.max(probabilities, axis=-1)
 
 
-def _controls(
-    config: ResNetConfig, position: int, variables: Variables, index: Array
-) -> tuple[Segment, PyTree, PyTree, PyTree]:
-    system = resnet.resnet_system(config)
+def _one_transition(
+    system: System, variables: Variables, position: int, index: Array
+) -> tuple[Segment, Stage]:
+    """One transition of a segment, as a segment without length, and what it reads."""
     segment = system.segments[position]
-    shared = {name: variables.params[name] for name in system.shared}
-    controls = tuple(tree.get(segment.name, {}) for tree in variables)
+    stage = stages(system, variables)[segment.name]
     if segment.length is not None:
-        controls = jax.tree.map(lambda leaf: leaf[index], controls)
-    return (segment, shared, *controls)
+        own = jax.tree.map(lambda leaf: leaf[index], stage)
+        stage = own._replace(params=stage.params) if segment.tied else own
+    stage = stage._replace(shared=shared_parameters(system, variables.params), train=False)
+    return replace(segment, length=None, tied=False, times=None), stage

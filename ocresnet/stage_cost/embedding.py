@@ -8,18 +8,19 @@ The bounds of Theorems 1 and 2 are the objective at this point (see `bounds`).
 import jax
 import numpy as np
 
-from ocresnet.systems import resnet
+from ocresnet.stage_cost.checks import residual_architecture
+from ocresnet.stage_cost.recalibration import fresh_statistics
+from ocresnet.systems.architecture import OUTPUT_BLOCK, ResidualArchitecture, residual
+from ocresnet.systems.blocks import Block, blocks, with_blocks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import BlockSegment
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree
 
 
-def embed(network: Network, config: ResNetConfig) -> Network:
-    """The network of architecture `config` that computes what its SubResNet `network` computes.
+def embed(network: Network, architecture: ResidualArchitecture) -> Network:
+    """The network of another architecture that computes what its SubResNet `network` computes.
 
     The inverse of `pruning.prune`: the first M blocks are those of `network`, the residual branches
-    of blocks M ... N-1 are zero (kernels, scales and biases, so that they add no weight decay), and
+    of blocks M ... N-1 are zero (in all parameters, so that they add no weight decay), and
     exits M ... N-1 have the head and the batch statistics of the network's own output. Then
     yhat_k = yhat_M for k = M ... N, in inference mode with these running statistics as in training
     mode with those of the batch.
@@ -29,69 +30,41 @@ def embed(network: Network, config: ResNetConfig) -> Network:
 
     Args:
       network: a ResNet-M.
-      config: the architecture of the ResNet-N, N >= M; `config.subresnet(M)` must be the network's.
+      architecture: of the ResNet-N, N >= M; its `subresnet(M)` must be the network's.
 
     Returns:
-      A network of architecture `config`, with arrays of numpy where blocks were added.
+      A network of that architecture.
 
     Raises:
-      ValueError: if `network` is not a SubResNet of `config`.
+      ValueError: if `network` is not a SubResNet of it, or has no residual blocks.
 
     Example:
-      >>> deep = embed(shallow, replace(shallow.config, blocks=(54,)))
+      >>> deep = embed(shallow, replace(shallow.architecture, blocks=(54,)))
       >>> trajectory(deep, images, labels).losses  # constant from output M on
     """
-    kept = network.config
-    if kept.depth > config.depth or config.subresnet(kept.depth) != kept:
+    kept = residual_architecture(network, "embedding").depth
+    residual(architecture, "embedding")
+    if kept > architecture.depth or architecture.subresnet(kept) != network.architecture:
         raise ValueError(
-            f"a network of blocks {kept.blocks}, filters {kept.filters} and exits {kept.exits!r} "
-            f"is not a SubResNet of blocks {config.blocks}, filters {config.filters} and exits "
-            f"{config.exits!r}: the two must be equal in all but the last blocks."
+            f"a {network.architecture} is not a SubResNet of a {architecture}: the two must be "
+            "equal in all but the last blocks."
         )
-    empty = jax.tree.map_with_path(
-        _without_effect, jax.eval_shape(lambda: resnet.init(config, jax.random.key(0)))
-    )
-    params, batch_stats = dict(network.params), dict(network.batch_stats)
-    lengths = {segment.name: segment.length for segment in resnet.block_segments(kept)}
-    for segment in resnet.block_segments(config):
-        added = segment.length - lengths.get(segment.name, 0)
-        if added == 0:
-            continue
-        exit_params, exit_stats = _own_output_as_exit(network, segment)
-        for tree, new, own_exit in (
-            (params, dict(empty.params[segment.name]), exit_params),
-            (batch_stats, dict(empty.batch_stats[segment.name]), exit_stats),
-        ):
-            if "exit" in new:
-                new["exit"] = own_exit
-                if not segment.transition:
-                    new["exit"] = _repeated(own_exit, segment.length)
-            if segment.name in tree:
-                new = jax.tree.map(
-                    lambda first, rest, n=added: np.concatenate([first, rest[-n:]]),
-                    tree[segment.name],
-                    new,
-                )
-            tree[segment.name] = new
-    return Network(config, params, batch_stats)
+    own_statistics = network.batch_stats.get(OUTPUT_BLOCK)
+    added = [
+        _with_exit(block, architecture.own_head(network.params, index), own_statistics)
+        for index, block in list(enumerate(_empty_blocks(architecture)))[kept:]
+    ]
+    return with_blocks(network, architecture, [*blocks(network), *added])
 
 
-def _without_effect(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Zeros, and ones for running variances: what they are in a network that saw no data."""
-    value = 1 if path[-1].key == "variance" else 0
-    return np.full(leaf.shape, value, leaf.dtype)
+def _empty_blocks(architecture: ResidualArchitecture) -> list[Block]:
+    """Blocks that do nothing, as of a network that has seen no data."""
+    shapes = jax.eval_shape(lambda: architecture.init(jax.random.key(0)).params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return blocks(Network(architecture, zeros, fresh_statistics(architecture)))
 
 
-def _own_output_as_exit(network: Network, segment: BlockSegment) -> tuple[PyTree, PyTree]:
-    """Parameters and batch statistics of a separate exit head in `segment` that is the network's
-    own projections and output block."""
-    projections = {
-        resnet.projection_name(stage): network.params["projections"][resnet.projection_name(stage)]
-        for stage in range(segment.input_stage + 1, len(network.config.filters))
-    }
-    head = {**network.params["head"], "projections": projections}
-    return head, network.batch_stats["output_block"]["norm"]
-
-
-def _repeated(tree: PyTree, times: int) -> PyTree:
-    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (times, *leaf.shape)), tree)
+def _with_exit(block: Block, head: PyTree, batch_stats: PyTree) -> Block:
+    """The block with another exit, where it has one of its own."""
+    parts = zip(block, (head, batch_stats), strict=True)
+    return Block(*({**own, "exit": exit} if "exit" in own else own for own, exit in parts))

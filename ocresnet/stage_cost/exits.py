@@ -1,20 +1,19 @@
 """Reading intermediate outputs from a network that was trained without them.
 
-Every exit needs batch statistics of its own (paper, A.1); a network trained without stage cost has
-none. They are gathered here from data, with the backbone's weights unchanged.
+Where exits normalise with batch statistics, every exit needs its own (paper, A.1); a network
+trained without stage cost has none. They are gathered here from data, with the backbone's weights
+unchanged.
 """
 
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.recalibration import gather_statistics
-from ocresnet.systems import layers, resnet
+from ocresnet.stage_cost.checks import residual_architecture
+from ocresnet.stage_cost.recalibration import fresh_statistics, gather_statistics
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import PyTree
+from ocresnet.systems.system import Execution
 
 Array = jax.Array
 
@@ -41,23 +40,20 @@ def calibrate_exits(
       The same network, with exits.
 
     Raises:
-      ValueError: if the images do not fit the network, or there are none.
+      ValueError: if the images do not fit the network, there are none, or the network has no
+        residual blocks to exit before.
     """
-    config = network.config
-    if config.exits == "none":
-        config = replace(config, exits="shared")
-    batch_stats = _with_fresh_exit_statistics(config, network.batch_stats)
-    network = Network(config, network.params, batch_stats)
+    architecture = residual_architecture(network, "reading exits")
+    if architecture.exits == "none":
+        architecture = replace(architecture, exits="shared")
+    batch_stats = dict(network.batch_stats)
+    for name, fresh in fresh_statistics(architecture).items():
+        if "exit" in fresh:
+            batch_stats[name] = {**batch_stats.get(name, {}), "exit": fresh["exit"]}
     return gather_statistics(
-        network, images, backbone=False, batch_size=batch_size, execution=execution
+        Network(architecture, network.params, batch_stats),
+        images,
+        backbone=False,
+        batch_size=batch_size,
+        execution=execution,
     )
-
-
-def _with_fresh_exit_statistics(config: ResNetConfig, batch_stats: PyTree) -> PyTree:
-    fresh = dict(batch_stats)
-    for segment in resnet.block_segments(config):
-        stats = layers.init_batch_norm(config.widths[-1])[1]
-        if not segment.transition:
-            stats = jax.tree.map(lambda leaf, n=segment.length: jnp.stack([leaf] * n), stats)
-        fresh[segment.name] = {**batch_stats[segment.name], "exit": stats}
-    return fresh

@@ -7,15 +7,22 @@ makes exit M the output block, and changes no number that the kept network compu
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import index
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.stage_cost.checks import check_exits, check_network, residual_architecture
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import blocks as block_list
+from ocresnet.systems import counts
+from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import OUTPUT_BLOCK
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution
-from ocresnet.systems.system import PyTree
+from ocresnet.systems.system import Execution, PyTree
 
 Array = jax.Array
 
@@ -34,53 +41,44 @@ def prune(network: Network, blocks: int) -> Network:
       A network of `blocks` blocks that is complete in itself.
 
     Raises:
-      ValueError: if there are not that many blocks, or the network has no exits to cut at.
+      ValueError: if there are not that many blocks, the network has no exits to cut at, or no
+        residual blocks at all.
 
     Example:
       >>> small = prune(network, recommend_depth(validation))
     """
-    config = network.config
-    kept = config.subresnet(blocks)
-    if config.exits == "separate":
-        kept = replace(kept, exits="none")
-    if blocks < config.depth and config.exits == "none":
-        raise ValueError(
-            "this network has no exits to cut at: give it some with calibrate_exits first."
-        )
-
+    architecture = residual_architecture(network, "pruning")
+    kept = architecture.subresnet(_whole("blocks", blocks))
+    listed = block_list.blocks(network)
     params, batch_stats = dict(network.params), dict(network.batch_stats)
-    if blocks < config.depth:
-        exit_params, exit_stats = _exit(network, blocks)
-        batch_stats["output_block"] = {"norm": exit_stats}
-        if config.exits == "separate":
-            params["projections"] = {**params["projections"], **exit_params["projections"]}
-            params["head"] = {name: exit_params[name] for name in ("dense", "norm")}
-
-    lengths = {segment.name: segment for segment in resnet.block_segments(kept)}
-    for segment in resnet.block_segments(config):
-        for tree in (params, batch_stats):
-            entry = dict(tree.pop(segment.name))
-            if segment.name not in lengths:
-                continue
-            if kept.exits == "none":
-                entry.pop("exit", None)
-            if not segment.transition:
-                length = lengths[segment.name].length
-                entry = jax.tree.map(lambda leaf, n=length: leaf[:n], entry)
-            tree[segment.name] = entry
-    return Network(kept, params, batch_stats)
+    if blocks < architecture.depth:
+        check_exits(architecture, "cut at")
+        at_the_cut = jax.tree.map(jnp.asarray, listed[blocks])
+        if architecture.exits == "separate":
+            params = architecture.with_own_head(params, at_the_cut.params["exit"])
+        if OUTPUT_BLOCK in batch_stats:
+            batch_stats[OUTPUT_BLOCK] = at_the_cut.batch_stats["exit"]
+    if architecture.exits == "separate":
+        kept = replace(kept, exits="none")
+        listed = [block_list.Block(*map(_without_exit, block)) for block in listed]
+    whole = Network(architecture, params, batch_stats)
+    return block_list.with_blocks(whole, kept, listed[:blocks])
 
 
-def _exit(network: Network, block: int) -> tuple[PyTree, PyTree]:
-    """Parameters (None where shared) and batch statistics of exit `block`."""
-    for segment in resnet.block_segments(network.config):
-        if block < segment.length:
-            trees = network.params[segment.name], network.batch_stats[segment.name]
-            if not segment.transition:
-                trees = jax.tree.map(lambda leaf, k=block: leaf[k], trees)
-            return trees[0].get("exit"), trees[1]["exit"]
-        block -= segment.length
-    raise ValueError("the network has no such exit.")
+def _without_exit(tree: PyTree) -> PyTree:
+    return {name: part for name, part in tree.items() if name != "exit"}
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number of any type.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    try:
+        return index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number.") from error
 
 
 def recommend_depth(measured: Trajectory, tolerance: float = 0.5) -> int:
@@ -100,8 +98,14 @@ def recommend_depth(measured: Trajectory, tolerance: float = 0.5) -> int:
       How many blocks to keep, 0 ... blocks.
 
     Raises:
-      ValueError: for a negative tolerance, or a trajectory that is not finite or has one output.
+      ValueError: for a negative tolerance, a trajectory that is not finite or has one output, or
+        what is no trajectory.
     """
+    if not isinstance(measured, Trajectory):
+        raise ValueError(
+            f"measured is a {type(measured).__name__}, but must be a Trajectory: of several, "
+            'choose that of one split, as in run.trajectories["validation"].'
+        )
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance} points, but must not be negative.")
     if len(measured.accuracies) < 2:
@@ -126,10 +130,9 @@ def latency(
     execution: Execution = Execution(),
 ) -> float:
     """Median seconds of computing the network's own output for `images`, compilation excluded."""
-    config = replace(network.config, exits="none")
-    forward = jax.jit(
-        lambda variables, images: resnet.apply(config, variables, images, execution=execution)[0]
-    )
+    check_network(network)
+    apply = partial(networks.apply, network.architecture, own_output=True, execution=execution)
+    forward = jax.jit(lambda variables, images: apply(variables, images)[0])
     images = jax.device_put(images)
     jax.block_until_ready(forward(network.variables, images))
     seconds = []
@@ -169,16 +172,26 @@ def report(
     batch_size: int = 256,
     execution: Execution = Execution(),
 ) -> NetworkReport:
-    """Measure a network on labelled images."""
+    """Measure a network on labelled images.
+
+    Raises:
+      ValueError: for a network without residual blocks, or images and labels that do not fit it.
+    """
+    architecture = residual_architecture(network, "a report over blocks")
     batch_size = min(batch_size, len(labels))
     measured = trajectory(
-        network, images, labels, batch_size=max(batch_size, 500), execution=execution
+        network,
+        images,
+        labels,
+        own_output=True,
+        batch_size=max(batch_size, 500),
+        execution=execution,
     )
     return NetworkReport(
-        blocks=network.config.depth,
+        blocks=architecture.depth,
         accuracy=float(measured.accuracies[-1]),
         parameters=counts.parameter_count(network.params),
-        multiply_adds=counts.multiply_adds(network.config).total,
+        multiply_adds=counts.multiply_adds(architecture).total,
         milliseconds=1e3 * latency(network, images[:batch_size], execution=execution),
         batch_size=batch_size,
     )

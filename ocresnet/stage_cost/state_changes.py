@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.stage_cost.checks import residual_architecture
 from ocresnet.stage_cost.trajectory import Mode, mean_over_batches
-from ocresnet.systems import resnet
+from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet import BlockSegment
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import Output, PyTree, Segment, Variables, rollout
+from ocresnet.systems.system import (
+    Execution,
+    Output,
+    PyTree,
+    Segment,
+    Stage,
+    State,
+    Variables,
+    rollout,
+)
 
 Array = jax.Array
 
@@ -27,7 +35,7 @@ class StateChanges(NamedTuple):
     """Means over the samples, for every block: [blocks].
 
     Attributes:
-      norms: ||F_k(x_k)||, over all pixels and channels of a sample.
+      norms: ||F_k(x_k)||, over all numbers in the state of a sample.
       relative_norms: ||F_k(x_k)|| / ||S_k(x_k)||; a sample whose S_k(x_k) is zero counts as 0.
       cosines: <S_k(x_k), F_k(x_k)> / (||S_k(x_k)|| ||F_k(x_k)||), in [-1, 1]; where either is
         zero, 0.
@@ -59,25 +67,27 @@ def state_changes(
       The means over the samples, in float64.
 
     Raises:
-      ValueError: if the images do not fit the network, there are none, or the mode is unknown.
+      ValueError: if the images do not fit the network, there are none, the mode is unknown, or the
+        network has no residual blocks.
 
     Example:
       >>> state_changes(network, images).relative_norms  # near zero: the block does nothing
     """
-    resnet.check_images(network.config, images)
-    if network.config.depth == 0:
+    architecture = residual_architecture(network, "measuring changes of the state")
+    architecture.check_images(images)
+    if architecture.depth == 0:
         return StateChanges(np.zeros(0), np.zeros(0), np.zeros(0))
     train = mode == "training"
 
     def sums(batch: np.ndarray, mask: np.ndarray) -> StateChanges:
-        return _sums(network.config, network.variables, images[batch], mask, train, execution)
+        return _sums(architecture, network.variables, images[batch], mask, train, execution)
 
     return mean_over_batches(sums, len(images), batch_size, mode)
 
 
-@partial(jax.jit, static_argnames=("config", "train", "execution"))
+@partial(jax.jit, static_argnames=("architecture", "train", "execution"))
 def _sums(
-    config: ResNetConfig,
+    architecture: ResidualArchitecture,
     variables: Variables,
     images: Array,
     mask: Array,
@@ -85,50 +95,45 @@ def _sums(
     execution: Execution,
 ) -> StateChanges:
     """Sums over the samples that `mask` marks."""
-    system = resnet.resnet_system(replace(config, exits="none"), execution=execution)
-    blocks = {segment.name: segment for segment in resnet.block_segments(config)}
     # Read as an output of each block, so that no state has to be kept; the compiler merges the
     # block that is computed for it with the block itself.
+    system = architecture.system(execution=execution).with_own_output_only()
     measuring = replace(
         system,
         segments=tuple(
-            replace(segment, output=_change(config, segment, blocks[segment.name]))
-            if segment.name in blocks
-            else segment
+            segment if segment.skip is None else replace(segment, output=_change(segment))
             for segment in system.segments
         ),
     )
-    measured = rollout(
-        measuring,
-        variables,
-        measuring.initial_state(images),
-        train=train,
-        unroll=execution.unroll,
-    ).outputs
+    state = measuring.initial_state(images)
+    measured = rollout(measuring, variables, state, train=train).outputs
     assert measured is not None  # every block has an output
     sums = jnp.sum(jnp.where(mask, measured, 0), axis=-1)
     return StateChanges(*jnp.moveaxis(sums, 1, 0))
 
 
-def _change(config: ResNetConfig, segment: Segment, block: BlockSegment) -> Output:
+def _change(segment: Segment) -> Output:
     """What `StateChanges` names, of every sample, as an output of the segment: [3, batch]."""
 
-    def output(
-        shared: PyTree, params: PyTree, stats: PyTree, x: Array, train: bool
-    ) -> tuple[Array, PyTree]:
-        after, _ = segment.transition(shared, params, stats, x, train)
-        before = x
-        if block.transition:
-            before = resnet.skip_connection(config, block.stage, shared["projections"], x)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        before, after = (state.reshape(len(x), -1).astype(dtype) for state in (before, after))
-        change = after - before
+    def output(stage: Stage, state: State) -> tuple[Array, PyTree]:
+        assert segment.skip is not None  # it is one of residual blocks
+        before = _flat(segment.skip(stage, state))
+        change = _flat(segment.transition(stage, state)[0]) - before
         norm, before_norm = (jnp.linalg.norm(part, axis=-1) for part in (change, before))
         product = jnp.sum(before * change, axis=-1)
         values = norm, _ratio(norm, before_norm), _ratio(product, before_norm * norm)
         return jnp.stack(values), {}
 
     return output
+
+
+def _flat(state: State) -> Array:
+    """All numbers in the state of every sample, [batch, numbers], in at least float32."""
+    leaves = [
+        leaf.reshape(len(leaf), -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        for leaf in jax.tree.leaves(state)
+    ]
+    return jnp.concatenate(leaves, axis=-1)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

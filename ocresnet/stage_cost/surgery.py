@@ -2,7 +2,7 @@
 
 A block without its residual branch passes its state on through its skip connection alone
 (Lemma 1 of the stage-cost paper holds for any block, not only for a tail). So any set of blocks can
-go: homogeneous ones leave nothing behind, and of a block that opens a stage the skip S_k stays.
+go: homogeneous ones leave nothing behind, and of a block that opens a level the skip S_k stays.
 
 Which blocks go is said by an order: that of one of the scores in `block_scores`, taken once or anew
 after each removal (greedy). How many go is a number, a budget of multiply-adds, or a tolerance on
@@ -10,22 +10,17 @@ held-out data.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ocresnet.stage_cost.block_scores import (
-    Criterion,
-    ScoringData,
-    check_blocks,
-    measure,
-    own_output,
-)
-from ocresnet.systems import counts, resnet
+from ocresnet.stage_cost.block_scores import Criterion, ScoringData, measure
+from ocresnet.stage_cost.checks import check_share, residual_architecture
+from ocresnet.systems import counts
+from ocresnet.systems.architecture import ResidualArchitecture, check_blocks
+from ocresnet.systems.blocks import blocks as blocks_of
+from ocresnet.systems.blocks import with_blocks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
 
 
 def remove_blocks(network: Network, blocks: Collection[int]) -> Network:
@@ -45,47 +40,15 @@ def remove_blocks(network: Network, blocks: Collection[int]) -> Network:
       the kept blocks, and the last.
 
     Raises:
-      ValueError: for a block that does not exist or is named twice.
+      ValueError: for a block that does not exist or is named twice, or a network without residual
+        blocks.
 
     Example:
       >>> small = remove_blocks(network, removal_order(network, loss_increase, data)[:6])
     """
-    config = network.config
-    kept = config_without(config, blocks)
-    params, batch_stats = dict(network.params), dict(network.batch_stats)
-    start = 0
-    for segment in resnet.block_segments(config):
-        own = range(start, start + segment.length)
-        start += segment.length
-        staying = np.array([block - own[0] for block in own if block not in blocks], int)
-        for tree in (params, batch_stats):
-            if len(staying) == 0:
-                del tree[segment.name]
-            elif not segment.transition:
-                tree[segment.name] = jax.tree.map(
-                    lambda leaf, i=staying: leaf[i], tree[segment.name]
-                )
-    return Network(kept, params, batch_stats)
-
-
-def config_without(config: ResNetConfig, blocks: Collection[int]) -> ResNetConfig:
-    """The architecture that is left when `blocks` are removed.
-
-    Raises:
-      ValueError: for a block that does not exist or is named twice.
-    """
-    check_blocks(config, blocks)
-    left, bare, start = [0] * len(config.blocks), set(config.bare_stages), 0
-    for segment in resnet.block_segments(config):
-        own = range(start, start + segment.length)
-        start += segment.length
-        left[segment.stage] += sum(block not in blocks for block in own)
-        if segment.transition and own[0] in blocks:
-            bare.add(segment.stage)
-    # The skips after the last block belong to the head (Definition 1).
-    last = max((stage for stage, count in enumerate(left) if count), default=0)
-    bare = {stage for stage in bare if stage <= last}
-    return replace(config, blocks=tuple(left), bare_stages=tuple(sorted(bare)))
+    kept = residual_architecture(network, "removing blocks").without(blocks)
+    listed = [block for index, block in enumerate(blocks_of(network)) if index not in blocks]
+    return with_blocks(network, kept, listed)
 
 
 def removal_order(network: Network, criterion: Criterion, data: ScoringData) -> list[int]:
@@ -114,7 +77,7 @@ def greedy_removal_order(
     Raises:
       ValueError: if there are not that many blocks.
     """
-    depth = network.config.depth
+    depth = residual_architecture(network, "removing blocks").depth
     removals = depth if removals is None else removals
     if not 0 <= removals <= depth:
         raise ValueError(f"cannot remove {removals} blocks: this network has {depth}.")
@@ -152,12 +115,12 @@ def removal_curve(network: Network, order: Sequence[int], data: ScoringData) -> 
     Raises:
       ValueError: for a block that does not exist or is named twice.
     """
-    check_blocks(network.config, order)
-    network = own_output(network)
+    architecture = residual_architecture(network, "removing blocks")
+    check_blocks(architecture, order)
     rows = []
     for count in range(len(order) + 1):
-        measured = measure(network, data, order[:count])
-        rows.append((network.config.depth - count, *(value[-1] for value in measured[:3])))
+        measured = measure(network, data, order[:count], own_output=True)
+        rows.append((architecture.depth - count, *(value[-1] for value in measured[:3])))
     return RemovalCurve(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
@@ -178,22 +141,23 @@ def removals_within_tolerance(curve: RemovalCurve, tolerance: float) -> int:
     return int(np.flatnonzero(within)[-1])
 
 
-def removals_within_budget(config: ResNetConfig, order: Sequence[int], budget: float) -> int:
+def removals_within_budget(
+    architecture: ResidualArchitecture, order: Sequence[int], budget: float
+) -> int:
     """How many removals it takes, in this order, to spend a share of the multiply-adds: the fewest.
 
     Args:
-      config: the whole network.
+      architecture: of the whole network.
       order: blocks, in the order they go.
       budget: share of the whole network's multiply-adds for its own output, in (0, 1].
 
     Raises:
       ValueError: if the budget is no such share, or all removals together do not meet it.
     """
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget is {budget}, but must be a share of multiply-adds in (0, 1].")
-    whole = counts.multiply_adds(config).total
+    check_share("budget", budget)
+    whole = counts.multiply_adds(architecture).total
     for count in range(len(order) + 1):
-        share = counts.multiply_adds(config_without(config, order[:count])).total / whole
+        share = counts.multiply_adds(architecture.without(order[:count])).total / whole
         if share <= budget:
             return count
     raise ValueError(f"no removal meets a budget of {budget}: the least share is {share:.4f}.")

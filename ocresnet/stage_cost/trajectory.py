@@ -1,6 +1,6 @@
 """What a network does over its depth: the trajectories of Figures 2 to 5 of the stage-cost paper.
 
-Notation: yhat_k and L as in `objective`; w_F,k the parameters of residual branch k.
+Notation: yhat_k and L as in `problem`; w_F,k the parameters of residual branch k.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.objective import PerSampleLoss, per_sample_loss
-from ocresnet.systems import resnet
+from ocresnet.costs import PerSampleLoss, cross_entropy
+from ocresnet.stage_cost.checks import check_batch_size, check_network, checked_labels
+from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import Architecture, residual
+from ocresnet.systems.blocks import blocks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import PyTree, Variables
+from ocresnet.systems.system import Execution, PyTree, Variables
 
 Array = jax.Array
 TreeT = TypeVar("TreeT")
-
-CROSS_ENTROPY = per_sample_loss()
 
 Mode = Literal["inference", "training"]
 """What normalises: the running statistics, or those of each batch, of which nothing is kept."""
@@ -47,7 +47,8 @@ def trajectory(
     images: np.ndarray | Array,
     labels: np.ndarray | Array,
     *,
-    loss: PerSampleLoss = CROSS_ENTROPY,
+    own_output: bool = False,
+    loss: PerSampleLoss = cross_entropy.value,
     batch_size: int = 500,
     mode: Mode = "inference",
     execution: Execution = Execution(),
@@ -60,9 +61,10 @@ def trajectory(
     is left out, unless it is the only one.
 
     Args:
-      network: the network; without exits only its own output is measured.
+      network: of any family; without exits only its own output is measured.
       images: [samples, height, width, channels], in the units of the network's `pixel_mean`.
       labels: [samples], integers.
+      own_output: measure the network's own output only, and compute none of its exits.
       loss: per-sample loss.
       batch_size: samples computed at a time.
       mode: "inference" (running statistics) or "training" (statistics of each batch).
@@ -78,21 +80,21 @@ def trajectory(
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
     """
-    if len(images) != len(labels):
-        raise ValueError(f"there are {len(images)} images, but {len(labels)} labels.")
-    if len(labels) and not 0 <= int(np.min(labels)) <= int(np.max(labels)) < network.config.classes:
-        raise ValueError(f"labels must lie in 0 ... {network.config.classes - 1}.")
+    check_network(network)
+    network.architecture.check_images(images)
+    labels = checked_labels(labels, len(images), network.architecture.classes)
 
     def sums(batch: np.ndarray, mask: np.ndarray) -> Trajectory:
-        return _trajectory_sums(
-            network.config,
+        return trajectory_sums(
+            network.architecture,
             network.variables,
             images[batch],
             labels[batch],
             mask,
-            loss,
-            mode == "training",
-            execution,
+            own_output=own_output,
+            loss=loss,
+            train=mode == "training",
+            execution=execution,
         )
 
     return mean_over_batches(sums, len(labels), batch_size, mode)
@@ -110,30 +112,29 @@ def logits_over_depth(
     Raises:
       ValueError: if the images do not fit the network, or there are none.
     """
+    check_network(network)
+    network.architecture.check_images(images)
     parts = []
     for batch, mask in batches(len(images), batch_size):
-        logits = _logits(network.config, network.variables, images[batch], execution)
+        logits = _logits(network.architecture, network.variables, images[batch], execution)
         parts.append(np.asarray(logits)[:, : int(mask.sum())])
     return np.concatenate(parts, axis=1)
 
 
-def parameter_norms(config: ResNetConfig, params: PyTree) -> Array:
-    """||w_F,k||, the Euclidean norm of each residual branch, in order: [blocks]."""
-    norms = []
-    for segment in resnet.block_segments(config):
-        kept_axes = 0 if segment.transition else 1
-        squares = [
-            jnp.sum(jnp.square(leaf), axis=tuple(range(kept_axes, leaf.ndim)))
-            for leaf in jax.tree.leaves(params[segment.name]["residual"])
-        ]
-        norms.append(jnp.atleast_1d(jnp.sqrt(sum(squares))))
-    return jnp.concatenate(norms) if norms else jnp.zeros(0)
+def parameter_norms(architecture: Architecture, params: PyTree) -> np.ndarray:
+    """||w_F,k||, the Euclidean norm of each residual branch, in order: [blocks], float64.
 
+    Raises:
+      ValueError: for an architecture without residual blocks.
+    """
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch size that is not positive."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
+    def norm(branch: PyTree) -> float:
+        return np.sqrt(
+            sum(np.sum(np.square(leaf, dtype=float)) for leaf in jax.tree.leaves(branch))
+        )
+
+    network = Network(residual(architecture, "the norm of branches"), params, {})
+    return np.array([norm(block.params["residual"]) for block in blocks(network)], float)
 
 
 def mean_over_batches(
@@ -176,28 +177,32 @@ def batches(
         yield np.minimum(index, samples - 1), index < samples
 
 
-@partial(jax.jit, static_argnames=("config", "execution"))
+@partial(jax.jit, static_argnames=("architecture", "execution"))
 def _logits(
-    config: ResNetConfig, variables: Variables, images: Array, execution: Execution
+    architecture: Architecture, variables: Variables, images: Array, execution: Execution
 ) -> Array:
-    return resnet.apply(config, variables, images, execution=execution)[0]
+    return networks.apply(architecture, variables, images, execution=execution)[0]
 
 
-@partial(jax.jit, static_argnames=("config", "loss", "train", "execution"))
-def _trajectory_sums(
-    config: ResNetConfig,
+@partial(jax.jit, static_argnames=("architecture", "own_output", "loss", "train", "execution"))
+def trajectory_sums(
+    architecture: Architecture,
     variables: Variables,
     images: Array,
     labels: Array,
     mask: Array,
+    *,
+    own_output: bool,
     loss: PerSampleLoss,
     train: bool,
     execution: Execution,
 ) -> Trajectory:
     """Sums over the samples that `mask` marks."""
-    logits = resnet.apply(config, variables, images, train=train, execution=execution)[0]
+    logits = networks.apply(
+        architecture, variables, images, own_output=own_output, train=train, execution=execution
+    )[0]
     correct = jnp.argmax(logits, axis=-1) == labels
     residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
-    chances = jnp.exp(-CROSS_ENTROPY(logits, labels))
+    chances = jnp.exp(-cross_entropy.value(logits, labels))
     values = Trajectory(loss(logits, labels), correct, chances, residuals)
     return jax.tree.map(lambda value: jnp.sum(jnp.where(mask, value, 0), axis=-1), values)

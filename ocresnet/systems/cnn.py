@@ -82,7 +82,7 @@ class CNNConfig(Architecture):
 
         def dense(last: bool) -> Transition:
             def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-                y = layers.dense(stage.params, x.reshape(len(x), -1))
+                y = layers.dense(stage.params, x.reshape(x.shape[0], -1))
                 return y if last else activation(y), {}
 
             return transition

@@ -70,7 +70,7 @@ class MLPConfig(Architecture):
             return layers.dense(stage.params, x), {}
 
         def initial_state(images: Array) -> Array:
-            return self.normalise(images, execution).reshape(len(images), -1)
+            return self.normalise(images, execution).reshape(images.shape[0], -1)
 
         segments = [
             Segment(

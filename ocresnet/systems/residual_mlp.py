@@ -100,7 +100,7 @@ class ResidualMLPConfig(ResidualArchitecture):
             return read_out(stage.shared["head"], x)
 
         def initial_state(images: Array) -> Array:
-            return self.normalise(images, execution).reshape(len(images), -1)
+            return self.normalise(images, execution).reshape(images.shape[0], -1)
 
         of_block: dict[str, AffineLayer] = {
             "residual/dense_1": layers.dense,

@@ -122,6 +122,8 @@ class Segment:
         or its output, by their path in the parameters of one transition (as in
         "residual/convolution_1"; "" where these are the layer's). What no layer is declared for is
         known as arrays alone.
+      players: entries of the segment's own parameters that decide for themselves, where control is
+        a game; what is not named is one player, the first.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Segment:
     tied: bool = False
     times: tuple[float, ...] | None = None
     layers: Mapping[str, Any] = field(default_factory=dict)
+    players: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.tied and self.length is None:

@@ -1,43 +1,47 @@
 """How a network is trained: every choice that changes the numbers, in one frozen record."""
 
-import math
-from dataclasses import dataclass, field
-from typing import get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args
 
+from ocresnet.costs import Loss
 from ocresnet.data.augmentation import Augmentation
-from ocresnet.stage_cost.objective import Loss, StageCostSchedule, WeightDecayOn
-from ocresnet.systems.resnet_config import Execution
+from ocresnet.problem import StageCostSchedule
+from ocresnet.systems.architecture import require_one_of, require_whole
+from ocresnet.systems.system import Execution
+from ocresnet.training import optimizers
+from ocresnet.training.checks import (
+    is_number,
+    is_whole,
+    require,
+    require_at_least_zero,
+    require_positive,
+    require_share,
+)
+from ocresnet.training.gradient_optimizers import SGD
+from ocresnet.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Objective, optimizer, schedule and data order of a run. The defaults are the paper's (A.1).
+    """Objective, optimizer and data order of a run. The defaults are the stage-cost paper's (A.1).
 
     Attributes:
       epochs: passes over the training set; an epoch leaves out the last batch if it is not full.
       batch_size: samples in a step, over all devices.
-      learning_rate: of SGD, before the schedule.
-      momentum: of SGD.
-      milestones: epochs after which the learning rate is multiplied by `decay_factor`.
-      decay_factor: see `milestones`.
-      warmup_epochs: the learning rate rises linearly over so many epochs, in equal steps of which
-        the first is the first step's.
-      weight_decay: lambda; the gradient of lambda/2 ||w||^2 is added before momentum.
-      weight_decay_on: "all" parameters, or "residual_branches" only as in Theorem 1.
+      optimizer: with learning rate, schedule, clipping and weight decay (`optimizers.py`).
       stage_cost: gamma, weight of the intermediate losses; 0 is standard training.
-      stage_cost_schedule: how the stage cost is spread over depth (`objective.stage_costs`).
+      stage_cost_schedule: how the stage cost is spread over depth (`problem.stage_costs`).
       loss: per-sample loss.
       label_smoothing: share of the target that is spread over all classes.
       distillation: w in [0, 1], weight of the divergence from a teacher in the loss of every
         output, beside (1 - w) of `loss`; `fit` takes the teacher.
       temperature: T > 0 that the logits of teacher and student are divided by there.
-      gradient_clip: largest norm of the gradient; 0 does not clip.
       average_decay: of an exponential moving average of parameters and batch statistics, which is
         then what is evaluated; 0 keeps none. At step t it is at most (1 + t) / (10 + t), so that
         the random start is soon forgotten.
       augmentation: of the training images.
       validation: share of the training set that is held out.
-      seed: of initialisation, data order, augmentation and validation split.
+      seed: of initialisation, data order, augmentation, validation split and the optimizer.
       execution: precision and recomputation of the training step.
 
     Raises:
@@ -46,20 +50,13 @@ class TrainingConfig:
 
     epochs: int = 165
     batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    milestones: tuple[int, ...] = (82, 123)
-    decay_factor: float = 0.1
-    warmup_epochs: float = 0.0
-    weight_decay: float = 1e-4
-    weight_decay_on: WeightDecayOn = "all"
+    optimizer: Optimizer = field(default_factory=SGD)
     stage_cost: float = 0.02
     stage_cost_schedule: StageCostSchedule = "constant"
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     distillation: float = 0.0
     temperature: float = 4.0
-    gradient_clip: float = 0.0
     average_decay: float = 0.0
     augmentation: Augmentation = "none"
     validation: float = 0.0
@@ -67,38 +64,54 @@ class TrainingConfig:
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        if isinstance(self.execution, dict):
-            object.__setattr__(self, "execution", Execution(**self.execution))
         for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            _require(
-                self, name, isinstance(value, int) and value >= 1, "a whole number, at least 1"
-            )
-        for name in ("learning_rate", "decay_factor", "temperature"):
-            _require(self, name, getattr(self, name) > 0, "positive")
-        for name in ("weight_decay", "stage_cost", "gradient_clip", "warmup_epochs"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("momentum", "label_smoothing", "average_decay", "validation"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        _require(self, "distillation", 0 <= self.distillation <= 1, "in [0, 1]")
-        whole = isinstance(self.seed, int)
-        _require(self, "seed", whole and 0 <= self.seed < 2**31, "a whole number, 0 to 2^31 - 1")
-        increasing = list(self.milestones) == sorted(set(self.milestones))
-        whole = all(isinstance(epoch, int) and epoch > 0 for epoch in self.milestones)
-        _require(self, "milestones", increasing and whole, "increasing positive epochs")
+            require_whole(name, getattr(self, name), 1)
+        require_positive("temperature", self.temperature)
+        require_at_least_zero("stage_cost", self.stage_cost)
+        for name in ("label_smoothing", "average_decay", "validation"):
+            require_share(name, getattr(self, name))
+        weight = self.distillation
+        within = is_number(weight) and 0 <= weight <= 1
+        require("distillation", weight, within, "a number in [0, 1]")
+        whole = is_whole(self.seed) and 0 <= self.seed < 2**31
+        require("seed", self.seed, whole, "a whole number, 0 to 2^31 - 1")
         for name, kind in (
-            ("weight_decay_on", WeightDecayOn),
             ("stage_cost_schedule", StageCostSchedule),
             ("loss", Loss),
             ("augmentation", Augmentation),
         ):
-            allowed = get_args(kind)
-            _require(self, name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+            require_one_of(name, getattr(self, name), get_args(kind))
+        for name, record, example in (
+            ("optimizer", Optimizer, "SGD(learning_rate=0.1)"),
+            ("execution", Execution, "Execution()"),
+        ):
+            value = getattr(self, name)
+            require(name, value, isinstance(value, record), f"a configuration like {example}")
+        self.optimizer.check_epochs(self.epochs)
 
 
-def _require(config: TrainingConfig, name: str, holds: bool, what: str) -> None:
-    value = getattr(config, name)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not (holds and finite):
-        raise ValueError(f"{name} is {value!r}, but must be {what}.")
+def describe(config: TrainingConfig) -> dict[str, Any]:
+    """A training configuration as JSON values, the optimizer with its name."""
+    return {**asdict(config), "optimizer": optimizers.describe(config.optimizer)}
+
+
+def from_description(described: Any) -> TrainingConfig:
+    """Undo `describe`.
+
+    Raises:
+      ValueError: for what `describe` has not made, or impossible values.
+    """
+    known = {known.name for known in fields(TrainingConfig)}
+    if not isinstance(described, dict) or described.keys() != known:
+        raise ValueError("the description of a training is wrong: it lacks fields or has others.")
+    execution = described["execution"]
+    try:
+        return TrainingConfig(
+            **{
+                **described,
+                "optimizer": optimizers.from_description(described["optimizer"]),
+                "execution": Execution(**execution),
+            }
+        )
+    except TypeError as error:
+        raise ValueError(f"the description of a training is wrong: {error}") from error

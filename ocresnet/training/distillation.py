@@ -4,13 +4,18 @@ Neural Network*, 2015).
 Notation: z, v the logits of student and teacher, T the temperature, w the weight of the teacher.
 
     loss = (1 - w) L(z, label) + w T^2 KL(softmax(v / T) || softmax(z / T))
+
+The second part has the Hessian of the cross-entropy at z / T, whatever v is.
 """
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 
+from ocresnet.costs import Cost, cross_entropy
+from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.config import TrainingConfig
 
 Array = jax.Array
@@ -36,7 +41,48 @@ def distillation_loss(logits: Array, teacher_logits: Array, temperature: float) 
     return temperature**2 * divergence
 
 
-def check_teacher(network: ResNetConfig, config: TrainingConfig, teacher: Network | None) -> None:
+@cache
+def distillation_cost(cost: Cost, weight: float, temperature: float) -> Cost:
+    """The cost with a teacher: its targets are (labels, the teacher's logits).
+
+    Args:
+      cost: L, of logits and labels.
+      weight: w in [0, 1].
+      temperature: T > 0.
+
+    Returns:
+      A cost that has the factors of its curvature that L has; the same one for the same arguments.
+    """
+    scale_of_loss, scale_of_teacher = (1 - weight) ** 0.5, weight**0.5
+
+    def value(logits: Array, targets: tuple[Array, Array]) -> Array:
+        labels, teacher_logits = targets
+        divergence = distillation_loss(logits, teacher_logits, temperature)
+        return (1 - weight) * cost.value(logits, labels) + weight * divergence
+
+    def exact(logits: Array) -> Array:
+        assert cost.exact is not None and cross_entropy.exact is not None
+        columns = scale_of_loss * cost.exact(logits)
+        others = scale_of_teacher * cross_entropy.exact(logits / temperature)
+        return jnp.concatenate([columns, others])
+
+    def sampled(key: Array, logits: Array) -> Array:
+        assert cost.sampled is not None and cross_entropy.sampled is not None
+        # The two are independent, each with mean 0: their products vanish on average.
+        first, second = jax.random.split(key)
+        column = scale_of_loss * cost.sampled(first, logits)
+        return column + scale_of_teacher * cross_entropy.sampled(second, logits / temperature)
+
+    return Cost(
+        value,
+        exact if cost.exact is not None else None,
+        sampled if cost.sampled is not None else None,
+    )
+
+
+def check_teacher(
+    architecture: Architecture, config: TrainingConfig, teacher: Network | None
+) -> None:
     """Refuse a teacher that the network cannot learn from, or that would be ignored.
 
     Raises:
@@ -55,7 +101,7 @@ def check_teacher(network: ResNetConfig, config: TrainingConfig, teacher: Networ
             "its weight, above 0 and at most 1."
         )
     for name, what in (("classes", "classes"), ("image_shape", "images of shape")):
-        ours, its = getattr(network, name), getattr(teacher.config, name)
+        ours, its = getattr(architecture, name), getattr(teacher.architecture, name)
         if ours != its:
             raise ValueError(
                 f"the teacher has {what} {its}, but the network to train has {what} {ours}."

@@ -21,7 +21,7 @@ def finetuning_config(
     Args:
       training: how the whole network was trained.
       epochs: passes over the training set.
-      learning_rate: of SGD, before the schedule.
+      learning_rate: of the run's optimizer, before the schedule.
       distillation: weight of a teacher's outputs in the loss, in [0, 1].
       temperature: of the softmax that distillation compares.
 
@@ -30,15 +30,21 @@ def finetuning_config(
 
     Example:
       >>> config = finetuning_config(training, epochs=5, learning_rate=0.01, distillation=0.5)
-      >>> fit(small.config, config, data, initial=small, teacher=whole)
+      >>> fit(small.architecture, config, data, initial=small, teacher=whole)
     """
     milestone = math.ceil(2 * epochs / 3)
+    optimizer = replace(
+        training.optimizer,
+        learning_rate=learning_rate,
+        schedule="milestones",
+        milestones=(milestone,) if 0 < milestone < epochs else (),
+        decay_factor=0.1,
+        warmup_epochs=0.0,
+    )
     return replace(
         training,
         epochs=epochs,
-        learning_rate=learning_rate,
-        milestones=(milestone,) if 0 < milestone < epochs else (),
-        warmup_epochs=0.0,
+        optimizer=optimizer,
         stage_cost=0.0,
         distillation=distillation,
         temperature=temperature,

@@ -8,9 +8,30 @@ from types import FrameType
 
 
 class StopRequests:
-    """Whether a signal has asked the run to stop."""
+    """Whether a signal has asked the run to stop.
+
+    Attributes:
+      requested: whether one has come.
+      immediate: whether the next one interrupts what is running.
+    """
 
     requested = False
+    immediate = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal interrupts at once: for work that can be done again.
+
+        Raises:
+          KeyboardInterrupt: when a signal comes, or if one has come before.
+        """
+        self.immediate = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.immediate = False
 
 
 @contextmanager
@@ -22,9 +43,10 @@ def stop_requests() -> Iterator[StopRequests]:
     stop = StopRequests()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = stop.requested and number == signal.SIGINT
         stop.requested = True
+        if again or stop.immediate:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

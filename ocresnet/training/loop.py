@@ -4,27 +4,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+import optax
 
+from ocresnet.control.linearize import Keep
+from ocresnet.costs import Cost
 from ocresnet.data.batches import Batching, Feed
 from ocresnet.data.training_data import TrainingData
-from ocresnet.stage_cost.objective import PerSampleLoss
-from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms, trajectory
-from ocresnet.systems import resnet
+from ocresnet.problem import Problem
+from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import records
-from ocresnet.training.checkpoints import Checkpoints
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.evaluation import evaluate
 from ocresnet.training.interruption import StopRequests
-from ocresnet.training.optimizer import learning_rate_schedule, paper_optimizer
 from ocresnet.training.progress import TrainingProgress
 from ocresnet.training.step import (
     AXIS_NAME,
@@ -33,15 +32,28 @@ from ocresnet.training.step import (
     init_state,
     make_train_step,
     map_over_devices,
-    training_outputs,
+    training_problem,
     zero_totals,
 )
+
+if TYPE_CHECKING:
+    from ocresnet.training.checkpoints import Checkpoints
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints in a run's workdir."""
 
 STEPS_IN_FLIGHT = 8
 """Steps that may be dispatched before their loss is looked at."""
+
+OptimizerOf = Callable[[Problem, optax.Schedule], optax.GradientTransformation]
+"""(problem, learning rate over steps) -> any optax transformation."""
+
+
+def open_checkpoints(folder: Path, keep: int = 2) -> "Checkpoints":
+    """The checkpoints in a folder, as `Checkpoints` opens them."""
+    from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
+
+    return Checkpoints(folder, keep)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -57,12 +69,13 @@ class TrainingLoop:
 
     def __init__(
         self,
-        network: ResNetConfig,
+        architecture: Architecture,
         config: TrainingConfig,
         data: TrainingData,
-        loss: PerSampleLoss,
+        cost: Cost,
         devices: list[jax.Device],
         *,
+        optimizer: OptimizerOf | None = None,
         description: dict[str, Any],
         folder: Path | None,
         keep_checkpoints: int,
@@ -72,8 +85,9 @@ class TrainingLoop:
         """Set up the run, at its start or where the newest checkpoint in `folder` left it.
 
         Args:
-          network, config, data, loss: what determines the numbers.
+          architecture, config, data, cost: what determines the numbers.
           devices: local devices to use.
+          optimizer: makes the optimizer, instead of `config`.
           description: the same as JSON values, to recognise the run's own checkpoints.
           folder: of the run; None keeps nothing on disk.
           keep_checkpoints: how many of the last checkpoints to keep.
@@ -83,50 +97,85 @@ class TrainingLoop:
         Raises:
           ValueError: if what is in the folder is damaged or of another run.
         """
-        self.network, self.config, self.data = network, config, data
+        self.architecture, self.config, self.data = architecture, config, data
         self.devices, self.folder = devices, folder
         self.steps_per_epoch = data.samples("train") // config.batch_size
-        self.loss, self.description = loss, description
-        self.schedule = learning_rate_schedule(config, self.steps_per_epoch)
+        self.cost, self.description = cost, description
+        self.schedule = config.optimizer.schedule_over(config.epochs, self.steps_per_epoch)
+        self.problem = training_problem(architecture, config, cost=cost, axis_name=AXIS_NAME)
 
         if initial is None:
-            variables = resnet.init(network, jax.random.key(config.seed))
+            variables = architecture.init(jax.random.key(config.seed))
         else:
             # A copy: the first step gives the buffers of its state away.
             variables = jax.tree.map(jnp.array, initial.variables)
-        optimizer = paper_optimizer(config, variables.params, self.steps_per_epoch)
+        total_devices = len(devices) * jax.process_count()
+        keep = Keep()
+        if optimizer is not None:
+            transformation = optimizer(self.problem, self.schedule)
+        else:
+            keep = config.optimizer.keep_on(total_devices)
+            transformation = config.optimizer.build(
+                self.problem,
+                self.schedule,
+                devices=total_devices,
+                axis_name=AXIS_NAME,
+                seed=config.seed,
+            )
         # Replicated from the start: a state that moves after the first step would compile it twice.
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
         self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self.state: TrainState = jax.device_put(
-            init_state(network, config, variables, optimizer), self.replicated
+            init_state(self.problem, config, variables, transformation), self.replicated
         )
         self.teacher = jax.device_put(teacher, self.replicated)
         self.train_step = map_over_devices(
-            make_train_step(network, config, optimizer, AXIS_NAME, self.loss),
+            make_train_step(
+                self.problem,
+                config,
+                transformation,
+                keep,
+                axis_name=AXIS_NAME,
+                seed=config.seed,
+            ),
             devices if jax.process_count() == 1 else jax.devices(),
         )
         self.epoch = self.step_in_epoch = 0
         self.metrics: list[dict[str, Any]] = []
-        self.checkpoints = self.metrics_file = None
+        self.checkpoints: Checkpoints | None = None
+        self.metrics_file: records.MetricsFile | None = None
         if folder is not None:
-            self.checkpoints = Checkpoints(
-                folder / CHECKPOINTS, keep_checkpoints, scored="validation" in data.parts
-            )
-            self._resume(self.checkpoints)
-            self.metrics = records.rows_of_epochs(folder, self.epoch)
+            self.checkpoints = open_checkpoints(folder / CHECKPOINTS, keep_checkpoints)
+            self._resume(self.checkpoints, folder)
             if jax.process_index() == 0:
-                self.metrics_file = records.MetricsFile(folder, self.epoch)
+                self.metrics_file = records.MetricsFile(folder, self.metrics)
 
-    def _resume(self, checkpoints: Checkpoints) -> None:
+    def _resume(self, checkpoints: "Checkpoints", folder: Path) -> None:
         step = checkpoints.latest_step()
-        if step is not None:
-            restored = checkpoints.restore(step, self.state)
-            where = f"checkpoint {step} in {self.folder}"
-            records.refuse_other_config(restored.position["config"], self.description, where)
-            self.state = jax.device_put(restored.state, self.replicated)
-            self.epoch = restored.position["epoch"]
-            self.step_in_epoch = restored.position["step_in_epoch"]
+        if step is None:
+            if checkpoints.damaged:
+                raise ValueError(
+                    f"no checkpoint in {folder} can be read ({'; '.join(self._left_out())}): "
+                    "restore one, or start in another workdir."
+                )
+            return
+        where = f"checkpoint {step} in {folder}"
+        position = checkpoints.position(step)
+        records.refuse_other_config(position["config"], self.description, where)
+        self.epoch, self.step_in_epoch = position["epoch"], position["step_in_epoch"]
+        if self.epoch * self.steps_per_epoch + self.step_in_epoch != step:
+            raise ValueError(
+                f"{where} says that it is that of step {self.step_in_epoch} after {self.epoch} "
+                f"epochs of {self.steps_per_epoch} steps: start in another workdir."
+            )
+        self.metrics = records.rows_of_epochs(folder, self.epoch, position["metrics"])
+        restored = checkpoints.restore(step, self.state)
+        self.state = jax.device_put(restored.state, self.replicated)
+
+    def _left_out(self) -> list[str]:
+        """What is wrong with the checkpoints that were not used, the newest first."""
+        damaged = self.checkpoints.damaged if self.checkpoints else {}
+        return [damaged[step] for step in sorted(damaged, reverse=True)]
 
     def progress(self, show: bool) -> TrainingProgress:
         """A progress display that starts where the run is."""
@@ -140,6 +189,8 @@ class TrainingLoop:
         self, stop: StopRequests, bar: TrainingProgress, board: Callable[[dict], None]
     ) -> bool:
         """Run the epochs that are left; True if a signal stopped it."""
+        for damage in self._left_out():
+            bar.note(damage)
         if self.epoch or self.step_in_epoch:
             bar.note(f"continuing after epoch {self.epoch}, step {self.step_in_epoch} of the next")
         feed = self.data.feed(
@@ -148,7 +199,7 @@ class TrainingLoop:
                 batch_size=self.config.batch_size,
                 devices=len(self.devices),
                 augmentation=self.config.augmentation,
-                fill=self.network.pixel_mean,
+                fill=self.architecture.pixel_mean,
                 process=jax.process_index(),
                 processes=jax.process_count(),
             )
@@ -199,6 +250,10 @@ class TrainingLoop:
 
     def _stops(self, stop: StopRequests) -> bool:
         """Whether a signal has reached this process, or any other."""
+        if jax.process_count() == 1:
+            return stop.requested
+        from jax.experimental import multihost_utils  # slow to import
+
         return bool(np.any(multihost_utils.process_allgather(np.array(stop.requested))))
 
     def _diverged(self, what: str) -> str:
@@ -227,17 +282,18 @@ class TrainingLoop:
             "gradient_norm": means.gradient_norm,
             "train": {"losses": means.losses, "accuracies": means.accuracies},
         }
-        trained_exits = training_outputs(self.network, self.config) > 1
-        config = self.network if trained_exits else replace(self.network, exits="none")
-        evaluated = self.evaluate(replace(network, config=config), self.data.parts[1:])
+        evaluated = self.evaluate(
+            network, self.data.parts[1:], own_output=self.problem.system.outputs == 0
+        )
         row |= evaluated
-        row["parameter_norms"] = parameter_norms(self.network, network.params)
+        if isinstance(self.architecture, ResidualArchitecture):
+            row["parameter_norms"] = parameter_norms(self.architecture, network.params)
         row["seconds"] = seconds
         row["images_per_second"] = steps * self.config.batch_size / seconds
         row = records.plain(row)
 
         self.state = self.state._replace(
-            totals=jax.device_put(zero_totals(len(means.losses)), self.replicated)
+            totals=jax.device_put(zero_totals(self.problem), self.replicated)
         )
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.metrics.append(row)
@@ -254,6 +310,7 @@ class TrainingLoop:
             position = {
                 "epoch": self.epoch,
                 "step_in_epoch": self.step_in_epoch,
+                "metrics": records.digest_of_rows(self.metrics),
                 "config": self.description,
             }
             if step != self.checkpoints.latest_step():
@@ -262,16 +319,20 @@ class TrainingLoop:
     def trained_network(self) -> Network:
         """The network as it is now (its moving average, if one is kept)."""
         variables = self.state.variables if self.state.average is None else self.state.average
-        return Network(self.network, *jax.device_put(variables, self.devices[0]))
+        return Network(self.architecture, *jax.device_put(variables, self.devices[0]))
 
-    def evaluate(self, network: Network, parts: Sequence[str]) -> dict[str, Trajectory]:
+    def evaluate(
+        self, network: Network, parts: Sequence[str], own_output: bool = False
+    ) -> dict[str, Trajectory]:
         """Trajectories of a network over depth, on the named parts of the data."""
         return {
-            part: trajectory(
+            part: evaluate(
                 network,
                 self.data.images(part),
                 self.data.labels(part),
-                loss=self.loss,
+                own_output=own_output,
+                loss=self.cost.value,
+                devices=self.devices,
                 execution=self.config.execution,
             )
             for part in parts

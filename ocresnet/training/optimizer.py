@@ -1,60 +1,206 @@
-"""The paper's optimizer (A.1): SGD with momentum, step-wise learning rate and weight decay."""
+"""What every optimizer's configuration has: learning rate, schedule, clipping and weight decay.
 
+A configuration is frozen, and builds an optax transformation. A new one is a subclass, and a line
+in `optimizers.py`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import jax
 import optax
 
-from ocresnet.stage_cost.objective import separate_exit_mask, weight_decay_mask
-from ocresnet.systems.system import PyTree
-from ocresnet.training.config import TrainingConfig
+from ocresnet.control.linearize import Keep
+from ocresnet.problem import Problem
+from ocresnet.stage_cost.masks import WeightDecayOn, weight_decay_mask
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture, require_one_of
+from ocresnet.systems.system import Variables
+from ocresnet.training.checks import (
+    is_number,
+    is_whole,
+    require,
+    require_at_least_zero,
+    require_positive,
+)
+from ocresnet.training.schedules import ScheduleName, make_schedule
+
+Array = jax.Array
 
 
-def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate alpha at a step: linear warm-up, then divided at the milestones.
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(ABC):
+    """A rule for the parameters' next values; a subclass says which.
 
-    Args:
-      config: `learning_rate`, `milestones`, `decay_factor` and `warmup_epochs`.
-      steps_per_epoch: training steps in an epoch.
+    Attributes:
+      learning_rate: alpha, before the schedule.
+      schedule: "constant", "milestones" or "cosine"; `schedules.py` describes them.
+      milestones: where the learning rate is multiplied by `decay_factor`: shares of the run's
+        epochs in (0, 1), or whole numbers of epochs; the paper's are 82 and 123 of 165.
+      decay_factor: see `milestones`.
+      warmup_epochs: the learning rate rises linearly over so many epochs.
+      gradient_clip: largest norm of the gradient; 0 does not clip.
+      weight_decay: lambda.
+      weight_decay_on: "all" parameters, or "residual_branches" only as in Theorem 1 of the
+        stage-cost paper.
 
-    Returns:
-      A function from the step, counted from 0, to the learning rate.
+    Raises:
+      ValueError: for an impossible value, saying what is allowed.
     """
-    boundaries = {
-        milestone * steps_per_epoch: config.decay_factor for milestone in config.milestones
-    }
-    constant = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    if warmup_steps == 0:
-        return constant
-    # The first step already learns, and step `warmup_steps` is the first at the full rate.
-    warmup = optax.linear_schedule(1 / (warmup_steps + 1), 1.0, warmup_steps)
-    return lambda step: constant(step) * warmup(step)
+
+    learning_rate: float = 0.1
+    schedule: ScheduleName = "milestones"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay_factor: float = 0.1
+    warmup_epochs: float = 0.0
+    gradient_clip: float = 0.0
+    weight_decay: float = 0.0
+    weight_decay_on: WeightDecayOn = "all"
+
+    def __post_init__(self) -> None:
+        require_positive("learning_rate", self.learning_rate)
+        require_one_of("schedule", self.schedule, get_args(ScheduleName))
+        require_positive("decay_factor", self.decay_factor)
+        for name in ("warmup_epochs", "gradient_clip", "weight_decay"):
+            require_at_least_zero(name, getattr(self, name))
+        require_one_of("weight_decay_on", self.weight_decay_on, get_args(WeightDecayOn))
+        given = self.milestones
+        require("milestones", given, isinstance(given, tuple | list), "a tuple")
+        object.__setattr__(self, "milestones", tuple(given))
+        require(
+            "milestones",
+            given,
+            _are_milestones(self.milestones),
+            "increasing, and either shares of the epochs in (0, 1) or whole numbers of epochs of "
+            "at least 1",
+        )
+
+    def keep_on(self, devices: int) -> Keep:
+        """What a training step has to keep of its linearised trajectory, on each of so many
+        devices."""
+        return Keep()
+
+    def schedule_over(
+        self, epochs: int, steps_per_epoch: int, learning_rate: float | Array | None = None
+    ) -> optax.Schedule:
+        """The learning rate over the steps of a run, counted from 0.
+
+        Args:
+          epochs: of the run.
+          steps_per_epoch: training steps in an epoch.
+          learning_rate: any, also a traced array; None means the configuration's own.
+        """
+        return make_schedule(
+            self.schedule,
+            self.learning_rate if learning_rate is None else learning_rate,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            milestones=self.milestones,
+            decay_factor=self.decay_factor,
+            warmup_epochs=self.warmup_epochs,
+        )
+
+    def build(
+        self,
+        problem: Problem,
+        schedule: optax.Schedule,
+        *,
+        weight_decay: float | Array | None = None,
+        devices: int = 1,
+        axis_name: str | None = None,
+        seed: int | Array = 0,
+    ) -> optax.GradientTransformationExtraArgs:
+        """The optimizer as an optax transformation.
+
+        Args:
+          problem: what is minimised.
+          schedule: learning rate over updates.
+          weight_decay: any, also a traced array; None means the configuration's own.
+          devices: how many share a batch.
+          axis_name: the mapped axis over them; gradients come as means over it.
+          seed: of an optimizer that draws random numbers.
+
+        Returns:
+          A transformation; its `update` is given `batch=`, `batch_stats=`, `nominal=` and `value=`
+          too.
+        """
+        decay = self.weight_decay if weight_decay is None else weight_decay
+        own = self.transformation(
+            problem, schedule, decay, devices=devices, axis_name=axis_name, seed=seed
+        )
+        if self.gradient_clip == 0:
+            return optax.with_extra_args_support(own)
+        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), own)
+
+    @abstractmethod
+    def transformation(
+        self,
+        problem: Problem,
+        schedule: optax.Schedule,
+        weight_decay: float | Array,
+        *,
+        devices: int,
+        axis_name: str | None,
+        seed: int | Array,
+    ) -> optax.GradientTransformation:
+        """What follows clipping; arguments as in `build`."""
+
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a schedule that such a run does not reach.
+
+        Raises:
+          ValueError: naming what is beyond its last epoch.
+        """
+        if self.schedule != "milestones":
+            return
+        beyond = [milestone for milestone in self.milestones if milestone >= epochs]
+        if beyond:
+            raise ValueError(
+                f"milestones {self.milestones} are not reached in {epochs} epochs: give whole "
+                f"numbers below {epochs}, or shares of the epochs in (0, 1)."
+            )
+
+    def check(
+        self,
+        architecture: Architecture,
+        problem: Problem,
+        variables: Variables,
+        devices: int,
+        samples: int,
+    ) -> None:
+        """Refuse a problem that the optimizer cannot solve, before anything is compiled.
+
+        Args:
+          architecture: of the network.
+          problem: what is to be minimised.
+          variables: the network's arrays, or their shapes.
+          devices: how many share a batch.
+          samples: how many of a batch each device has.
+
+        Raises:
+          ValueError: saying what does not fit.
+        """
+        branches = self.weight_decay_on == "residual_branches"
+        if branches and not isinstance(architecture, ResidualArchitecture):
+            raise ValueError(
+                f"weight_decay_on is 'residual_branches', and a {type(architecture).__name__} has "
+                "none: choose 'all'."
+            )
+
+    def decay(self, weight_decay: float | Array) -> optax.GradientTransformation:
+        """Adds lambda w to the updates of the parameters that decay."""
+        if isinstance(weight_decay, int | float) and weight_decay == 0:
+            return optax.identity()
+        return optax.add_decayed_weights(weight_decay, self.decay_mask)
+
+    @property
+    def decay_mask(self) -> Any:
+        """Which parameters decay, as optax takes it."""
+        return partial(weight_decay_mask, on=self.weight_decay_on)
 
 
-def paper_optimizer(
-    config: TrainingConfig, params: PyTree, steps_per_epoch: int
-) -> optax.GradientTransformation:
-    """Clipping, weight decay, momentum, learning rate, and alpha/gamma for separate exit heads.
-
-    A separate head sees its loss only through gamma L(yhat_k); at the learning rate alpha/gamma it
-    moves as the output block does (A.1). As in the usual parameter groups, its weight decay is
-    scaled with that rate too.
-
-    Args:
-      config: the training configuration.
-      params: the parameters, for their structure.
-      steps_per_epoch: training steps in an epoch.
-
-    Returns:
-      An optax transformation for exactly this tree of parameters.
-    """
-    transformations = []
-    if config.gradient_clip > 0:
-        transformations.append(optax.clip_by_global_norm(config.gradient_clip))
-    if config.weight_decay > 0:
-        mask = weight_decay_mask(params, config.weight_decay_on)
-        transformations.append(optax.add_decayed_weights(config.weight_decay, mask))
-    schedule = learning_rate_schedule(config, steps_per_epoch)
-    transformations.append(optax.sgd(schedule, momentum=config.momentum or None))
-    if config.stage_cost > 0:
-        exits = separate_exit_mask(params)
-        transformations.append(optax.masked(optax.scale(1 / config.stage_cost), exits))
-    return optax.chain(*transformations)
+def _are_milestones(values: tuple) -> bool:
+    shares = all(is_number(value) and 0 < value < 1 for value in values)
+    epochs = all(is_whole(value) and value >= 1 for value in values)
+    return (shares or epochs) and list(values) == sorted(set(values))

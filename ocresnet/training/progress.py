@@ -25,8 +25,7 @@ class TrainingProgress:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
-            TextColumn("{task.fields[speed]:,.0f} images/s"),
+            TextColumn("{task.fields[doing]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self._console,
@@ -37,9 +36,7 @@ class TrainingProgress:
             total=self._total,
             completed=done,
             epoch=f"-/{epochs}",
-            loss=float("nan"),
-            accuracy=0.0,
-            speed=0.0,
+            doing="compiling",
         )
 
     def __enter__(self) -> "TrainingProgress":
@@ -58,13 +55,12 @@ class TrainingProgress:
         """One more step is done, with this loss and accuracy; `epoch` counts from 1."""
         self._steps_done += 1
         seconds = time.perf_counter() - self._start
+        speed = (self._steps_done - self._resumed_at) * self._batch_size / seconds
         self._bar.update(
             self._task,
             completed=self._steps_done,
             epoch=f"{epoch}/{self._epochs}",
-            loss=loss,
-            accuracy=accuracy,
-            speed=(self._steps_done - self._resumed_at) * self._batch_size / seconds,
+            doing=f"loss {loss:.4f}  accuracy {accuracy:.2%}  {speed:,.0f} images/s",
         )
 
     def epoch(self, row: dict) -> None:

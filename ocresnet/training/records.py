@@ -11,8 +11,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ocresnet.files import replace_file
+from ocresnet import files
+from ocresnet.files import digest, replace_file, sealed
 
 CONFIG, RUN, METRICS, TRAJECTORY = "config.json", "run.json", "metrics.jsonl", "trajectory.json"
 
@@ -56,7 +57,7 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
     config = plain(config)
     path = workdir / CONFIG
     if not path.exists():
-        write_json(path, config)
+        write_json(path, sealed(config))
         return
     refuse_other_config(read_json(path), config, str(workdir))
 
@@ -114,72 +115,90 @@ def record_session(workdir: Path, source: dict[str, Any]) -> None:
 class MetricsFile:
     """`metrics.jsonl`: one JSON object an epoch, each on disk before the call returns."""
 
-    def __init__(self, workdir: Path, epochs_done: int) -> None:
-        """Open the file, keeping the rows of the epochs that are done and dropping later ones."""
+    def __init__(self, workdir: Path, rows: Sequence[dict[str, Any]]) -> None:
+        """Open the file, with the rows of the epochs that are done and no others."""
         self._path = workdir / METRICS
-        text = "".join(_line(row) for row in rows_of_epochs(workdir, epochs_done))
-        replace_file(self._path, text.encode())
+        replace_file(self._path, _lines(rows).encode())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add the row of one epoch."""
-        with self._path.open("a") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        """Add the row of one epoch.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write(_lines([row]).encode())
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}.") from error
 
 
-def rows_of_epochs(workdir: str | os.PathLike, epochs_done: int) -> list[dict[str, Any]]:
-    """The rows of the first `epochs_done` epochs.
+def rows_of_epochs(
+    workdir: str | os.PathLike, epochs_done: int, wanted: str
+) -> list[dict[str, Any]]:
+    """The rows of the first `epochs_done` epochs, of which `wanted` is the digest.
 
     Raises:
-      ValueError: if one of them is missing.
+      ValueError: if one of them is missing or is not as it was written.
     """
+    path = Path(workdir) / METRICS
     rows = [row for row in read_metrics(workdir) if row["epoch"] <= epochs_done]
     if [row["epoch"] for row in rows] != list(range(1, epochs_done + 1)):
-        raise ValueError(
-            f"{Path(workdir) / METRICS} lacks epochs that the checkpoints beside it have: restore "
-            "the file, or start in another workdir."
-        )
-    return rows
+        wrong = "lacks epochs that the checkpoints beside it have"
+    elif digest_of_rows(rows) != wanted:
+        wrong = "is damaged: it is not what the checkpoints beside it were saved with"
+    else:
+        return rows
+    raise ValueError(f"{path} {wrong}: restore the file, or start in another workdir.")
+
+
+def digest_of_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """A digest of metrics, to know them again."""
+    return digest(_lines(rows).encode())
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    """The rows of `metrics.jsonl`; a last line that was cut off by a kill is left out.
+
+    Raises:
+      ValueError: if a line is not the row of an epoch.
+    """
     path = Path(workdir) / METRICS
-    rows: list[dict[str, Any]] = []
     if not path.exists():
-        return rows
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not (isinstance(row, dict) and "epoch" in row):
-                raise ValueError("it is not the row of an epoch.")
-            rows.append(row)
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"{path} is damaged in line {number}: {error}") from error
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    with suppress(ValueError):
+        rows.append(_row(path, len(lines) + 1, last))
     return rows
 
 
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged in line {number}: {error}.") from error
+    if not (isinstance(row, dict) and type(row.get("epoch")) is int):
+        raise ValueError(f"{path} is damaged in line {number}: it is not the row of an epoch.")
+    return row
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of a run.
 
     Raises:
       FileNotFoundError: if it is not there.
-      ValueError: if it is not JSON.
+      ValueError: if it is not JSON, or not what was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path.name} in {path.parent}: is it a run's workdir?")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return files.read_json(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step; arrays become lists."""
-    replace_file(path, (json.dumps(plain(value), indent=2) + "\n").encode())
+    files.write_json(path, plain(value))
 
 
 def plain(value: Any) -> Any:
@@ -234,5 +253,5 @@ def _scalars(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         yield name, value
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(plain(row)) + "\n"
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(plain(row)) + "\n" for row in rows)

@@ -2,25 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
+import optax
 
+from ocresnet.stage_cost.trajectory import Trajectory
+from ocresnet.systems import families
 from ocresnet.systems import network as networks
-from ocresnet.systems import resnet
+from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.training import config as configs
 from ocresnet.training import records
-from ocresnet.training.checkpoints import Checkpoints
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.loop import CHECKPOINTS
-from ocresnet.training.optimizer import paper_optimizer
-from ocresnet.training.step import TrainState, init_state
+from ocresnet.training.loop import CHECKPOINTS, OptimizerOf, open_checkpoints
+from ocresnet.training.step import TrainState, init_state, training_problem
 
 Checkpoint = Literal["last", "best"]
 
 
-def load_configs(workdir: str | os.PathLike) -> tuple[ResNetConfig, TrainingConfig, dict[str, Any]]:
+def load_configs(workdir: str | os.PathLike) -> tuple[Architecture, TrainingConfig, dict[str, Any]]:
     """Architecture, training configuration and data description of a run.
 
     Raises:
@@ -29,21 +31,24 @@ def load_configs(workdir: str | os.PathLike) -> tuple[ResNetConfig, TrainingConf
     """
     config = records.read_json(Path(workdir) / records.CONFIG)
     try:
-        return (
-            ResNetConfig(**config["network"]),
-            TrainingConfig(**config["training"]),
-            config["data"],
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{records.CONFIG} in {workdir} is damaged: {error}") from error
+        data = config["data"]
+        if not (isinstance(data["samples"], dict) and isinstance(data["fingerprint"], str)):
+            raise ValueError("it does not say what the data is")
+        architecture = families.from_description(config["architecture"])
+        return architecture, configs.from_description(config["training"]), data
+    except Exception as error:  # a configuration of wrong types fails in many ways
+        raise ValueError(f"{records.CONFIG} in {workdir} is damaged: {error}.") from error
 
 
-def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> Network:
+def restore_network(
+    workdir: str | os.PathLike, which: Checkpoint = "last", optimizer: OptimizerOf | None = None
+) -> Network:
     """The network of the last checkpoint, or of the one that was best on the validation split.
 
     Args:
       workdir: folder of a run, finished or not.
       which: "last" or "best".
+      optimizer: what `fit` was given, if it was given one.
 
     Returns:
       The network (its moving average, if the run keeps one), as it was trained: without stage cost
@@ -54,30 +59,105 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
       FileNotFoundError: if there is no run, no checkpoint, or no best one.
       ValueError: if the configuration or the checkpoint is damaged.
     """
-    network, config, data = load_configs(workdir)
+    architecture, config, _ = load_configs(workdir)
     folder = Path(workdir) / CHECKPOINTS
     if not folder.is_dir():
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
-    checkpoints = Checkpoints(folder, scored="validation" in data["samples"])
+    checkpoints = open_checkpoints(folder)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+        # One in place of that which was asked for would be taken for it.
+        for other, damage in checkpoints.damaged.items():
+            if which == "best" or step is None or other > step:
+                raise ValueError(
+                    f"a checkpoint cannot be read: {damage} Training can go on from the one before."
+                )
         if step is None:
             hint = " (a run without validation split has none)" if which == "best" else ""
             raise FileNotFoundError(f"there is no {which} checkpoint in {workdir}{hint}.")
-        state = checkpoints.restore(step, _state_shapes(network, config)).state
+        state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer)).state
     finally:
         checkpoints.close()
     variables = state.variables if state.average is None else state.average
-    return Network(network, *variables)
+    return Network(architecture, *variables)
 
 
-def _state_shapes(network: ResNetConfig, config: TrainingConfig) -> TrainState:
+class FinishedRun(NamedTuple):
+    """What a finished run left.
+
+    Attributes:
+      network: the finished network.
+      metrics: one dictionary an epoch.
+      trajectories: of the finished network on every part of the data.
+    """
+
+    network: Network
+    metrics: list[dict[str, Any]]
+    trajectories: dict[str, Trajectory]
+
+
+def finished_without_checkpoints(
+    workdir: Path, description: dict[str, Any], epochs: int
+) -> FinishedRun | None:
+    """A finished run that gave up its checkpoints; None for one that is to be begun or continued.
+
+    Args:
+      workdir: folder of the run.
+      description: what determines the numbers of the run that is wanted.
+      epochs: how many it has.
+
+    Raises:
+      ValueError: if epochs were done that neither a checkpoint nor a finished network has, so that
+        a start would write over them; or if what was left is damaged or of another run.
+    """
+    checkpoints = workdir / CHECKPOINTS
+    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+        return None
+    rows = records.read_metrics(workdir)
+    trajectory_file, network = workdir / records.TRAJECTORY, workdir / records.NETWORK
+    finished = trajectory_file.exists() and network.is_dir()
+    if not rows and not finished:
+        return None
+    # The row of an epoch is written before its checkpoint: a run may be killed between the two.
+    if len(rows) == 1 and not finished and checkpoints.is_dir():
+        return None
+    records.refuse_other_config(
+        records.read_json(workdir / records.CONFIG), description, str(workdir)
+    )
+    if not (finished and [row["epoch"] for row in rows] == list(range(1, epochs + 1))):
+        raise ValueError(
+            f"{workdir} holds a run of which {len(rows)} of {epochs} epochs are done, but its "
+            "checkpoints are gone: restore them, or choose another workdir."
+        )
+    measured = records.read_json(trajectory_file)
+    try:
+        records.rows_of_epochs(workdir, epochs, measured["metrics"])
+        trajectories = {
+            part: Trajectory(
+                *(np.asarray(measured[part][name], np.float64) for name in Trajectory._fields)
+            )
+            for part in description["data"]["samples"]
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{trajectory_file} is damaged: {error!r}.") from error
+    return FinishedRun(networks.load(network), rows, trajectories)
+
+
+def _state_shapes(
+    architecture: Architecture, config: TrainingConfig, optimizer: OptimizerOf | None
+) -> TrainState:
+    problem = training_problem(architecture, config)
+    # The schedule's steps do not show in the state's structure.
+    schedule = config.optimizer.schedule_over(config.epochs, steps_per_epoch=1)
+    if optimizer is None:
+        transformation: optax.GradientTransformation = config.optimizer.build(problem, schedule)
+    else:
+        transformation = optimizer(problem, schedule)
+
     def state() -> TrainState:
-        variables = resnet.init(network, jax.random.key(0))
-        # The schedule's steps do not show in the state's structure.
-        optimizer = paper_optimizer(config, variables.params, steps_per_epoch=1)
-        return init_state(network, config, variables, optimizer)
+        variables = architecture.init(jax.random.key(0))
+        return init_state(problem, config, variables, transformation)
 
     return jax.eval_shape(state)

@@ -1,7 +1,10 @@
-"""One training step, as a pure function of state and batch, mapped over devices."""
+"""One training step, as a pure function of state and batch, mapped over devices.
+
+It is the same for every architecture and every optimizer: the problem is linearised around the
+current parameters, and the optimizer makes of that what it can.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import jax
@@ -9,20 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from ocresnet.control.linearize import Keep, linearize
+from ocresnet.costs import Cost, make_cost
 from ocresnet.data.batches import Batch
-from ocresnet.stage_cost.objective import (
-    PerSampleLoss,
-    objective,
-    output_losses,
-    per_sample_loss,
-    stage_costs,
-)
-from ocresnet.systems import resnet
+from ocresnet.problem import Problem, per_sample_costs, stage_costs
+from ocresnet.systems import network
+from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import PyTree, Variables
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.distillation import distillation_loss
+from ocresnet.training.distillation import distillation_cost
 
 Array = jax.Array
 
@@ -83,13 +82,37 @@ class TrainStep(Protocol):
     ) -> tuple[TrainState, StepInfo]: ...
 
 
-def training_outputs(network: ResNetConfig, config: TrainingConfig) -> int:
-    """How many outputs a training step computes: all, or without stage cost only the last."""
-    return network.outputs if config.stage_cost > 0 else 1
+def training_problem(
+    architecture: Architecture,
+    config: TrainingConfig,
+    *,
+    cost: Cost | None = None,
+    axis_name: str | None = None,
+) -> Problem:
+    """What a training minimises: equation (3), without weight decay.
+
+    With gamma = 0 the exits are not computed at all: the program is that of standard training.
+
+    Args:
+      architecture: of the network.
+      config: gives the stage costs, distillation and execution, and the cost unless that is given.
+      cost: of an output, without distillation; None means the loss of `config`.
+      axis_name: the mapped axis that batches are split over, or None on a single device.
+    """
+    if cost is None:
+        cost = make_cost(config.loss, config.label_smoothing)
+    if config.distillation > 0:
+        cost = distillation_cost(cost, config.distillation, config.temperature)
+    exits = architecture.outputs - 1
+    return Problem(
+        architecture.system(axis_name=axis_name, execution=config.execution),
+        cost,
+        stage_costs(config.stage_cost, exits, config.stage_cost_schedule),
+    )
 
 
 def init_state(
-    network: ResNetConfig,
+    problem: Problem,
     config: TrainingConfig,
     variables: Variables,
     optimizer: optax.GradientTransformation,
@@ -102,85 +125,87 @@ def init_state(
         variables=variables,
         opt_state=optimizer.init(variables.params),
         average=average,
-        totals=zero_totals(training_outputs(network, config)),
+        totals=zero_totals(problem),
     )
 
 
-def zero_totals(outputs: int) -> EpochTotals:
+def zero_totals(problem: Problem) -> EpochTotals:
     """The totals at the start of an epoch."""
+    outputs = problem.system.outputs + 1
     zero = jnp.zeros(())
     return EpochTotals(zero, jnp.zeros(outputs), jnp.zeros(outputs), jnp.copy(zero))
 
 
 def make_train_step(
-    network: ResNetConfig,
+    problem: Problem,
     config: TrainingConfig,
     optimizer: optax.GradientTransformation,
+    keep: Keep = Keep(),
+    *,
     axis_name: str | None = None,
-    loss: PerSampleLoss | None = None,
+    seed: int | Array = 0,
 ) -> TrainStep:
-    """The step of one device: gradient of equation (3), averaged over devices, and the update.
+    """The step of one device: the problem linearised, averaged over devices, and the update.
 
-    With gamma = 0 the exits are not computed at all: the program is that of standard training.
-    A step that is given a teacher takes the loss of `distillation` for every output, towards the
-    teacher's own output for the same augmented images, in inference mode.
+    The optimizer's `update` is given, beside gradient, state and parameters: `batch`, the images
+    and targets of this device, the batch statistics before the step, the `nominal` trajectory that
+    the gradient comes from, and the objective as `value`.
+
+    A step that is given a teacher hands its own output for the same augmented images, in inference
+    mode, to the cost as a target beside the labels.
 
     Args:
-      network: the architecture.
+      problem: what is minimised, as `training_problem` makes it for the same axis.
       config: the training configuration.
       optimizer: applied to the mean gradient.
+      keep: what the optimizer needs of the linearised trajectory, on one device.
       axis_name: the mapped axis that the batch is split over, or None on a single device.
-      loss: any per-sample loss; None means that of `config`.
+      seed: of random factors.
 
     Returns:
       A function (state, batch, teacher or None) -> (state, info), where the batch has no device
       axis.
     """
-    if config.stage_cost == 0:
-        network = replace(network, exits="none")
-    per_sample = loss or per_sample_loss(config.loss, config.label_smoothing)
-    gammas = stage_costs(config.stage_cost, network.outputs - 1, config.stage_cost_schedule)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
+        # Alone, a device hands on the very arrays: OCNOpt sees that they are those of `nominal`.
+        alone = axis_name is None or lax.axis_size(axis_name) == 1
+        return tree if alone else lax.pmean(tree, axis_name)
 
-    def loss_and_aux(
-        params: PyTree, batch_stats: PyTree, batch: Batch, teacher_logits: Array | None
-    ) -> tuple[Array, tuple[Array, Array, PyTree]]:
-        logits, batch_stats = resnet.apply(
-            network,
-            Variables(params, batch_stats),
-            batch.images,
-            train=True,
-            axis_name=axis_name,
-            execution=config.execution,
-        )
-        losses = output_losses(per_sample, logits, batch.labels)
-        if teacher_logits is not None:
-            divergences = distillation_loss(logits, teacher_logits, config.temperature)
-            weight = config.distillation
-            losses = (1 - weight) * losses + weight * jnp.mean(divergences, axis=-1)
-        accuracies = jnp.mean(jnp.argmax(logits, axis=-1) == batch.labels, axis=-1)
-        return objective(losses, gammas), (losses, accuracies, batch_stats)
+    def random_key(step: Array) -> Array | None:
+        """For random factors: another one every step, on every device."""
+        if keep.factor == "gradient":
+            return None
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
 
     def train_step(
         state: TrainState, batch: Batch, teacher: Network | None = None
     ) -> tuple[TrainState, StepInfo]:
         params, batch_stats = state.variables
-        teacher_logits = None
+        images = batch.images
+        targets: PyTree = batch.labels
         if teacher is not None:
-            own_output = replace(teacher.config, exits="none")
-            teacher_logits = resnet.apply(
-                own_output, teacher.variables, batch.images, execution=config.execution
-            )[0][-1]
-        (value, (losses, accuracies, batch_stats)), gradient = jax.value_and_grad(
-            loss_and_aux, has_aux=True
-        )(params, batch_stats, batch, teacher_logits)
-        value, losses, accuracies, gradient = mean_over_devices(
-            (value, losses, accuracies, gradient)
+            targets = (batch.labels, _own_output(teacher, images, config))
+        nominal = linearize(
+            problem, params, batch_stats, images, targets, keep, random_key(state.step)
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        variables = Variables(optax.apply_updates(params, updates), batch_stats)
+        losses = jnp.mean(per_sample_costs(problem, nominal.outputs, targets), axis=-1)
+        right = jnp.argmax(nominal.outputs, axis=-1) == batch.labels
+        value, losses, accuracies, gradient = mean_over_devices(
+            (nominal.objective, losses, jnp.mean(right, axis=-1), nominal.gradient)
+        )
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            params,
+            batch=(images, targets),
+            batch_stats=batch_stats,
+            nominal=nominal,
+            value=value,
+        )
+        variables = Variables(optax.apply_updates(params, updates), nominal.batch_stats)
         average = state.average
         if average is not None:
             warm = (1.0 + state.step) / (10.0 + state.step)
@@ -192,6 +217,18 @@ def make_train_step(
         return state, StepInfo(value, accuracies[-1])
 
     return train_step
+
+
+def _own_output(teacher: Network, images: Array, config: TrainingConfig) -> Array:
+    """What a teacher says of the images: logits [batch, classes]."""
+    logits, _ = network.apply(
+        teacher.architecture,
+        teacher.variables,
+        images,
+        own_output=True,
+        execution=config.execution,
+    )
+    return logits[-1]
 
 
 def map_over_devices(train_step: TrainStep, devices: Sequence[jax.Device]) -> TrainStep:

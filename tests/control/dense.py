@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ocresnet.control.costs import cross_entropy
-from ocresnet.control.problem import ControlProblem
-from ocresnet.systems.system import System
+from ocresnet.costs import cross_entropy
+from ocresnet.problem import Problem
+from ocresnet.systems.system import Stage, System
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
@@ -78,30 +78,32 @@ def _parts(system: System, tree: Any) -> list[Any]:
     parts = [{name: tree[name] for name in system.shared}] if system.shared else []
     for segment in system.segments:
         own = tree.get(segment.name, {})
-        if segment.length is None:
+        if not segment.stacked:
             parts.append(own)
         else:
             parts += [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(segment.length)]
     return parts
 
 
-def chain(problem: ControlProblem, params: Any, batch: Batch) -> Chain:
+def chain(problem: Problem, params: Any, batch: Batch) -> Chain:
     """The stages of a problem around the parameters."""
     system, (inputs, labels) = problem.system, batch
 
     def decide_shared(theta, state):
         return {**state, "shared": theta}
 
-    def transition(segment, theta, state):
-        read, shared = state["read"], state["shared"]
-        if segment.output is not None and problem.stage_cost:
-            read = (*read, segment.output(shared, theta, {}, state["x"], True)[0])
-        x = segment.transition(shared, theta, {}, state["x"], True)[0]
+    def transition(segment, time, theta, state):
+        x, read, shared = state["x"], state["read"], state["shared"]
+        for own_time in range(segment.transitions) if segment.tied else [time]:
+            stage = Stage(theta, {}, jnp.asarray(own_time), shared, True)
+            if segment.output is not None:
+                read = (*read, segment.output(stage, x)[0])
+            x = segment.transition(stage, x)[0]
         return {"x": x, "read": read, "shared": shared}
 
     functions: list[Callable] = [decide_shared] if system.shared else []
     for segment in system.segments:
-        functions += [partial(transition, segment)] * (segment.length or 1)
+        functions += [partial(transition, segment, time) for time in range(segment.stages)]
 
     state = {"x": system.initial_state(inputs), "read": (), "shared": {}}
     result = Chain([], [], [], [], [], len, len)
@@ -130,7 +132,7 @@ def chain(problem: ControlProblem, params: Any, batch: Batch) -> Chain:
             costs = jax.nn.logsumexp(y, axis=-1) - jnp.sum(target * y, axis=-1)
         else:
             costs = jnp.sum((y - target) ** 2, axis=-1) / 2
-        importance = jnp.full(len(y), problem.stage_cost).at[-1].set(1.0)
+        importance = jnp.asarray([*problem.stage_costs.tolist(), 1.0])
         return importance @ costs @ weights
 
     gradient, hessian = quick_jit(jax.grad(cost)), quick_jit(jax.hessian(cost))
@@ -146,7 +148,7 @@ def _owners(state: Any) -> np.ndarray:
         return jnp.broadcast_to(samples, leaf.shape)
 
     owners = {
-        "x": of_samples(state["x"]),
+        "x": jax.tree.map(of_samples, state["x"]),
         "read": tuple(of_samples(leaf) for leaf in state["read"]),
         "shared": jax.tree.map(lambda leaf: jnp.full(leaf.shape, -1), state["shared"]),
     }

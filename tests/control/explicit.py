@@ -78,7 +78,7 @@ def reads(network: str, params: Any, batch: Any) -> list[Read]:
             return y
 
         outputs = run(params, batch[0], affine)
-        weights = [problem.stage_cost] * (len(outputs) - 1) + [1.0]
+        weights = [*problem.stage_costs.tolist(), 1.0]
         cost = sum(
             -w * jax.nn.log_softmax(y)[jnp.arange(len(y)), batch[1]].sum()
             for w, y in zip(weights, outputs, strict=True)

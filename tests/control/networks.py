@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.control.costs import cross_entropy, squared_error
-from ocresnet.control.curvature_protocol import CurvatureState
+from ocresnet.control.curvature.protocol import CurvatureState
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.problem import ControlProblem, objective
+from ocresnet.costs import cross_entropy, squared_error
+from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
-from ocresnet.systems.mlp import MLPConfig, mlp_system
+from ocresnet.systems.layers import Convolution
 from ocresnet.systems.system import Segment, System
 from tests.control.dense import Chain, chain, quick_jit, split
 
@@ -26,55 +26,71 @@ CLASSES, BATCH = 3, 4
 ETA, BETA = 0.4, 0.7
 
 
-def mlp_problem(cost: str = "cross_entropy", **choices: Any) -> ControlProblem:
-    """4-3-3-3-3, tanh: single layers around a scanned segment."""
-    config = MLPConfig((4, 3, 3, 3, CLASSES), "tanh")
-    return ControlProblem(mlp_system(config), COSTS[cost], **choices)
+def mlp_problem(cost: str = "cross_entropy", **choices: Any) -> Problem:
+    """4-3-3-3-3, tanh: single layers around a stacked segment."""
+
+    def hidden(stage, x):
+        return jnp.tanh(layers.dense(stage.params, x)), {}
+
+    def last(stage, x):
+        return layers.dense(stage.params, x), {}
+
+    own = {"": layers.dense}
+    segments = (
+        Segment("hidden_0", hidden, layers=own),
+        Segment("hidden_1", hidden, length=2, layers=own),
+        Segment("output", last, layers=own),
+    )
+    return Problem(System(segments), COSTS[cost], **choices)
 
 
-def exits_problem(heads: str, cost: str = "cross_entropy", **choices: Any) -> ControlProblem:
+def exits_problem(heads: str, cost: str = "cross_entropy", **choices: Any) -> Problem:
     """The same with an exit before the inner layers; one "shared" head, or heads of their "own"."""
 
-    def hidden(shared, params, stats, x, train):
-        return jnp.tanh(layers.dense(params["layer"], x)), {}
+    def hidden(stage, x):
+        return jnp.tanh(layers.dense(stage.params["layer"], x)), {}
 
-    def read(shared, params, stats, x, train):
-        return layers.dense((shared or params)["head"], x), {}
+    def read(stage, x):
+        return layers.dense((stage.shared or stage.params)["head"], x), {}
 
+    layer, head = {"layer": layers.dense}, {"head": layers.dense}
+    own_head = {} if heads == "shared" else head
     segments = (
-        Segment("first", hidden),
-        Segment("run", hidden, read, 2),
-        Segment("single", hidden, read),
-        Segment("output", read),
+        Segment("first", hidden, layers=layer),
+        Segment("run", hidden, read, length=2, layers={**layer, **own_head}),
+        Segment("single", hidden, read, layers={**layer, **own_head}),
+        Segment("output", read, layers=own_head),
     )
-    system = System(segments, ("head",) if heads == "shared" else ())
-    return ControlProblem(system, COSTS[cost], **{"stage_cost": 0.6, **choices})
+    shared = {"shared": ("head",), "shared_layers": head} if heads == "shared" else {}
+    return Problem(System(segments, **shared), COSTS[cost], **{"stage_cost": 0.6, **choices})
 
 
-def convolutions_problem(cost: str = "cross_entropy", **choices: Any) -> ControlProblem:
-    """Convolutions of 3x3 pixels with biases, two of them scanned and the last one strided; then a
+def convolutions_problem(cost: str = "cross_entropy", **choices: Any) -> Problem:
+    """Convolutions of 3x3 pixels with biases, two of them stacked and the last one strided; then a
     dense layer at every pixel, whose results are averaged."""
 
-    def convolution(stride):
-        def transition(shared, params, stats, x, train):
-            return jnp.tanh(layers.convolution(params["layer"], x, stride)), {}
+    def convolution(name, stride, **choices):
+        layer = Convolution(stride=stride)
 
-        return transition
+        def transition(stage, x):
+            return jnp.tanh(layer(stage.params["layer"], x)), {}
 
-    def read(shared, params, stats, x, train):
-        return layers.dense(params["head"], x).mean((1, 2)), {}
+        return Segment(name, transition, layers={"layer": layer}, **choices)
+
+    def read(stage, x):
+        return layers.dense(stage.params["head"], x).mean((1, 2)), {}
 
     segments = (
-        Segment("first", convolution(1)),
-        Segment("run", convolution(1), length=2),
-        Segment("strided", convolution(2)),
-        Segment("output", read),
+        convolution("first", 1),
+        convolution("run", 1, length=2),
+        convolution("strided", 2),
+        Segment("output", read, layers={"head": layers.dense}),
     )
     system = System(segments, initial_state=lambda inputs: inputs.reshape(-1, 3, 3, 1))
-    return ControlProblem(system, COSTS[cost], **choices)
+    return Problem(system, COSTS[cost], **choices)
 
 
-def random_params(problem: ControlProblem, seed: int = 0) -> Any:
+def random_params(problem: Problem, seed: int = 0) -> Any:
     """Parameters with nothing at a special value, as precise as jax allows."""
 
     def dense(*kernel: int) -> dict[str, tuple[int, ...]]:
@@ -149,11 +165,14 @@ class FullCurvature:
         return solved
 
 
-def full_curvature(problem: ControlProblem, params: Any) -> tuple[FullCurvature, list[np.ndarray]]:
+def full_curvature(problem: Problem, params: Any) -> tuple[FullCurvature, list[np.ndarray]]:
     """The curvature, and its M for every stage."""
     rng = np.random.default_rng(7)
     lengths: dict[str, int | None] = dict.fromkeys(problem.system.shared)
-    lengths |= {segment.name: segment.length for segment in problem.system.segments}
+    lengths |= {
+        segment.name: segment.length if segment.stacked else None
+        for segment in problem.system.segments
+    }
     matrices, stages = {}, []
     for name, length in lengths.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {}))) // (length or 1)
@@ -179,7 +198,7 @@ class Setting(NamedTuple):
       curvature: random; M are its matrices, one a stage.
     """
 
-    problem: ControlProblem
+    problem: Problem
     params: Any
     batch: tuple[jax.Array, jax.Array]
     gradient: Any

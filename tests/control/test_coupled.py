@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.control.nominal import linearize, output_factors
+from ocresnet.control.linearize import Keep, linearize, output_factors
 from tests.control.dense import bellman, quick_jit, split, terminal, total_jacobian, walk
 from tests.control.networks import (
     BATCH,
@@ -48,8 +48,9 @@ def dense_step(
     value_beta: float = BETA,
 ) -> list[np.ndarray]:
     """The recursion and the walk with full matrices."""
-    value = terminal(case.dense, BATCH, value_beta, factor, groups)
-    policies, ratio = recursion(case, value, value_update), BETA / value_beta
+    value = terminal(case.dense, BATCH, value_beta or BETA, factor, groups)
+    update = value_update if value_beta else "none"
+    policies, ratio = recursion(case, value, update), BETA / (value_beta or BETA)
     return walk(case.dense, lambda k, dx: policies[k][0] + ratio * policies[k][1] @ dx, rollout)
 
 
@@ -96,12 +97,12 @@ def test_linear_joint_step_with_a_group_a_sample_is_levenberg_marquardt(network,
 STEPS = {
     "stacked": {},
     "stacked clipped": {"value_update": "clipped"},
-    "stacked none": {"value_update": "none"},
+    "stacked none": {"value_beta": 0.0},
     "stacked value_beta": {"value_beta": 2.0},
     "joint 1": {"feedback": "joint"},
     "joint 2": {"feedback": "joint", "groups": 2},
     "joint 4": {"feedback": "joint", "groups": 4},
-    "joint 4 none": {"feedback": "joint", "groups": 4, "value_update": "none"},
+    "joint 4 none": {"feedback": "joint", "groups": 4, "value_beta": 0.0},
     "joint 4 exact": {"feedback": "joint", "groups": 4, "factor": "exact"},
     "joint 4 exact value_beta": {
         "feedback": "joint",
@@ -142,7 +143,7 @@ def test_linear_step_is_that_along_the_linear_dynamics(name):
 @pytest.mark.parametrize("name", ["stacked", "joint 4 exact"])
 def test_without_forward_feedback_the_open_loop_is_left(name, rollout):
     case, own = setting("shared heads"), without_feedback(STEPS[name])
-    changes, _ = updates(case, forward_feedback=False, rollout=rollout, **STEPS[name])
+    changes, _ = updates(case, beta=0.0, value_beta=BETA, rollout=rollout, **STEPS[name])
     value = terminal(case.dense, BATCH, BETA, own.get("factor", "gradient"), own.get("groups", 1))
     assert_changes(case, changes, [k for k, _ in recursion(case, value)])
 
@@ -176,9 +177,11 @@ def test_diagnostics_of_the_nonlinear_step_are_what_the_new_states_changed():
 @pytest.mark.parametrize(("factor", "groups"), [("sampled", 1), ("exact", 2)])
 def test_random_factors_that_are_handed_in_are_those_of_the_recursion(factor, groups):
     case = setting("own heads")
-    choices = {"factor": factor, "groups": groups, "key": jax.random.key(5)}
+    keep = Keep(factor, groups, trajectory=True)
     nominal = quick_jit(
-        lambda params, batch: linearize(case.problem, params, {}, *batch, **choices)
+        lambda params, batch: linearize(
+            case.problem, params, {}, *batch, keep, key=jax.random.key(5)
+        )
     )(case.params, case.batch)
     changes, _ = updates(
         case,
@@ -201,12 +204,12 @@ def test_random_factors_that_are_handed_in_are_those_of_the_recursion(factor, gr
 @pytest.mark.parametrize("cost", ["cross_entropy", "squared_error"])
 def test_random_factors_give_the_hessian_on_average(cost, factor):
     problem, draws = exits_problem("own", cost), 20000
-    y = np.random.default_rng(2).normal(size=(2, 3, 3))  # [outputs, batch, classes]
+    y = np.random.default_rng(2).normal(size=(4, 3, 3))  # [outputs, batch, classes]
     one = jax.vmap(lambda key: output_factors(problem, jnp.asarray(y), factor, key))
     drawn = np.asarray(jax.jit(one)(jax.random.split(jax.random.key(0), draws)))
     drawn = drawn.reshape(draws, -1, y.size)
     expected = np.zeros((*y.shape, *y.shape))
-    for output, weight in enumerate([problem.stage_cost, 1.0]):
+    for output, weight in enumerate([*problem.stage_costs, 1.0]):
         for sample in range(3):
             p = np.exp(y[output, sample]) / np.exp(y[output, sample]).sum()
             hessian = np.diag(p) - np.outer(p, p) if cost == "cross_entropy" else np.eye(3)

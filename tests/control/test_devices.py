@@ -1,6 +1,5 @@
 """OCNOpt on a batch that is more than its samples: over devices, and with batch statistics."""
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,12 +9,11 @@ import optax
 import pytest
 
 from ocresnet.control.curvature import ekfac, identity
-from ocresnet.control.nominal import GROUPS, linearize
+from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.problem import ControlProblem, objective
-from ocresnet.systems import layers, resnet
-from ocresnet.systems.resnet_config import Execution
-from ocresnet.systems.system import Segment, System
+from ocresnet.problem import Problem, objective
+from ocresnet.systems import layers
+from ocresnet.systems.system import Execution, Segment, System
 from tests.conftest import SMALL, random_images, random_variables, to_float64
 from tests.control.dense import QUICK, quick_jit
 from tests.control.networks import exits_problem, random_batch, random_params
@@ -34,9 +32,7 @@ PROBLEM = exits_problem("own")
 NO_STATS: dict[str, Any] = {}
 
 
-def gradients(
-    params: Any, batch: Any, problem: ControlProblem = PROBLEM, stats: Any = NO_STATS
-) -> Any:
+def gradients(params: Any, batch: Any, problem: Problem = PROBLEM, stats: Any = NO_STATS) -> Any:
     return jax.grad(lambda params: objective(problem, params, stats, *batch))(params)
 
 
@@ -62,7 +58,7 @@ def test_eight_devices_take_the_step_of_one(form, curvature):
     choices = {"curvature": curvature, **FORMS[form]}
     with jax.enable_x64(True):
         # Every exit has factors of its own, and those of all devices are solved for at once.
-        problem = replace(PROBLEM, stage_cost=0.0) if form == "joint exact" else PROBLEM
+        problem = Problem(PROBLEM.system) if form == "joint exact" else PROBLEM
         params, batch = random_params(problem), random_batch(SAMPLES[form] * DEVICES)
         groups = {"groups": DEVICES * choices.get("groups", 1)} if "joint" in form else {}
         optimizer = ocnopt(problem, ETA, **{**choices, **groups})
@@ -84,7 +80,7 @@ def test_eight_devices_take_the_step_of_one(form, curvature):
 
 
 def over_devices(
-    problem: ControlProblem,
+    problem: Problem,
     optimizer: optax.GradientTransformation,
     params: Any,
     stats: Any,
@@ -107,11 +103,11 @@ def over_devices(
 # Batch statistics
 
 
-def residual_network(axis_name: str | None = None) -> ControlProblem:
-    system = resnet.resnet_system(
-        SMALL["homogeneous"], axis_name=axis_name, execution=Execution(precision="float64")
+def residual_network(axis_name: str | None = None) -> Problem:
+    system = SMALL["homogeneous"].system(
+        axis_name=axis_name, execution=Execution(precision="float64")
     )
-    return ControlProblem(system, stage_cost=0.3)
+    return Problem(system, stage_cost=0.3)
 
 
 def test_batch_norm_over_the_devices():
@@ -153,9 +149,7 @@ def test_batch_norm_over_groups_gives_the_gradient_of_the_batch():
 
         @quick_jit
         def both(params):
-            nominal = linearize(
-                residual_network(GROUPS), params, stats, *batch, groups=2, keep_trajectory=False
-            )
+            nominal = linearize(residual_network(), params, stats, *batch, Keep(groups=2))
             return nominal.gradient, gradients(params, batch, residual_network(), stats)
 
         assert_close(*both(params), 1e-11)
@@ -165,13 +159,15 @@ def test_batch_norm_over_groups_gives_the_gradient_of_the_batch():
 def test_random_layers_are_the_same_in_both_passes(form):
     """A key among the statistics decides what is dropped: without a step nothing deviates."""
 
-    def drop(shared, params, stats, x, train):
-        x = jnp.tanh(layers.dense(params, x))
-        kept = jax.random.bernoulli(stats["key"], 0.5, x.shape)
-        return jnp.where(kept, x, 0.0), {"key": jax.random.fold_in(stats["key"], 1)}
+    def drop(stage, x):
+        key = stage.batch_stats["key"]
+        x = jnp.tanh(layers.dense(stage.params, x))
+        return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0.0), {
+            "key": jax.random.fold_in(key, 1)
+        }
 
     with jax.enable_x64(True):
-        problem = ControlProblem(System((Segment("first", drop), Segment("run", drop, length=3))))
+        problem = Problem(System((Segment("first", drop), Segment("run", drop, length=3))))
         dense = random_params(PROBLEM)
         kernel = jnp.stack([dense["single"]["layer"]["kernel"]] * 3)
         params = {"first": dense["first"]["layer"], "run": {"kernel": kernel}}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ocresnet.control.curvature import diagonal, ekfac, kfac
-from ocresnet.control.curvature_protocol import CurvatureState
-from ocresnet.control.kronecker import Layer, require_finite
+from ocresnet.control.curvature.kronecker import Layer, require_finite
+from ocresnet.control.curvature.protocol import CurvatureState
 from ocresnet.control.optimizer import scale_by_curvature
-from ocresnet.control.problem import ControlProblem, objective
+from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
 from tests.control.dense import quick_jit
@@ -42,7 +42,7 @@ def matrix_of(tree: Any, path: str, depth: int | None) -> np.ndarray:
     return np.concatenate([kernel.reshape(-1, kernel.shape[-1]), bias[None]])
 
 
-def updater(problem: ControlProblem, curvature: Any):
+def updater(problem: Problem, curvature: Any):
     optimizer = scale_by_curvature(curvature, problem)
 
     @quick_jit
@@ -164,16 +164,18 @@ def test_factors_and_bases_are_refreshed_only_when_due():
 
 
 def test_arrays_that_no_layer_owns_have_moments_of_their_own():
-    """A scale, and a `kernel` of which nothing is known."""
+    """A scale, and a `kernel` that is not declared as a layer's."""
 
-    def scaled(shared, params, stats, x, train):
-        return params["scale"] * layers.dense(params["dense"], x), {}
+    def scaled(stage, x):
+        return stage.params["scale"] * layers.dense(stage.params["dense"], x), {}
 
-    def opaque(shared, params, stats, x, train):
-        return x @ params["kernel"], {}
+    def opaque(stage, x):
+        return x @ stage.params["kernel"], {}
 
-    system = System((Segment("scaled", scaled), Segment("opaque", opaque, opaque=True)))
-    problem = ControlProblem(system)
+    system = System(
+        (Segment("scaled", scaled, layers={"dense": layers.dense}), Segment("opaque", opaque))
+    )
+    problem = Problem(system)
     kernel = random_params(mlp_problem())["hidden_0"]["kernel"]
     params = {
         "scaled": {"scale": jnp.arange(1.0, 4.0), "dense": {"kernel": kernel}},
@@ -207,7 +209,7 @@ def test_factors_are_single_precision_for_activations_in_half():
         params, batch = random_params(problem), random_batch(16)
         results = []
         for system in (problem.system, half):
-            init, step = updater(ControlProblem(system), kfac())
+            init, step = updater(Problem(system), kfac())
             _, changes, state = step(params, init(params), batch)
             assert {leaf.dtype for leaf in jax.tree.leaves((changes, state.curvature.entries))} == {
                 jnp.dtype("float32")

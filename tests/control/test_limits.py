@@ -10,9 +10,10 @@ import pytest
 
 from ocresnet.control.curvature import diagonal, ekfac, identity
 from ocresnet.control.optimizer import ocnopt, scale_by_curvature
-from ocresnet.control.problem import objective
+from ocresnet.problem import Problem, objective
+from ocresnet.systems.system import Execution
 from tests.control.dense import quick_jit, split
-from tests.control.networks import ETA, flat, setting, stepper, updates
+from tests.control.networks import BETA, ETA, flat, setting, stepper, updates
 
 FEEDBACKS = {
     "none": {"feedback": "none"},
@@ -119,7 +120,7 @@ def test_small_steps(name):
     the predicted change of the cost is the actual one up to O(eta^2)."""
     case = setting("own heads")
     step = stepper(case, **FEEDBACKS[name])
-    open_loop = stepper(case, forward_feedback=False, **FEEDBACKS[name])
+    open_loop = stepper(case, **{**FEEDBACKS[name], "beta": 0.0, "value_beta": BETA})
     base, _ = updates(case, 1.0, feedback="none")
     J = quick_jit(lambda params: objective(case.problem, params, {}, *case.batch))
 
@@ -144,9 +145,13 @@ def test_small_steps(name):
 # How a segment is run
 
 
-@pytest.mark.parametrize("name", ["stacked", "joint"])
+@pytest.mark.parametrize("name", COUPLINGS)
 def test_how_a_segment_is_run_changes_nothing(name):
-    case, how = setting("shared heads"), {"unroll": True, "remat": "everything"}
+    case = setting("own heads" if name == "per_sample" else "shared heads")
+    execution = Execution(remat="everything", unroll=True)
+    problem = Problem(
+        replace(case.problem.system, execution=execution), stage_cost=case.problem.stage_cost
+    )
     scanned = updates(case, **FEEDBACKS[name])
-    other = updates(case._replace(problem=replace(case.problem, **how)), **FEEDBACKS[name])
+    other = updates(case._replace(problem=problem), **FEEDBACKS[name])
     assert_close(other, scanned)

@@ -10,13 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from ocresnet.control.curvature import diagonal, ekfac, identity, kfac
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.problem import (
-    ControlProblem,
-    objective,
-    outputs_of,
-    per_sample_objective,
-    run,
-)
+from ocresnet.problem import Problem, objective, per_sample_costs, run, weighted_sum
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
 from tests.control.dense import bellman, chain, quick_jit, split, walk
@@ -55,7 +49,7 @@ def dense_step(
     factor: str = "gradient",
     value_update: str = "exact",
     value_beta: float = BETA,
-    forward_feedback: bool = True,
+    beta: float = BETA,
 ) -> list[np.ndarray]:
     """Solve the problem of every sample, and walk with the mean of their policies."""
     policies = []
@@ -66,9 +60,10 @@ def dense_step(
         hessian = case.dense.hessian(weights)[np.ix_(rows, rows)]
         curvature = hessian if factor == "exact" else np.outer(gradient, gradient)
         A = [M / ETA for M in case.M]
-        value = gradient, value_beta * curvature
-        policies.append(bellman(of_sample(case, sample), value, A, value_update).policies)
-    ratio = BETA / value_beta * forward_feedback
+        value = gradient, (value_beta or beta) * curvature
+        update = value_update if value_beta else "none"
+        policies.append(bellman(of_sample(case, sample), value, A, update).policies)
+    ratio = beta / (value_beta or beta)
 
     def decide(stage, dx):
         changes = []
@@ -82,12 +77,12 @@ def dense_step(
 
 CASES = {
     "exact": {},
-    "none": {"value_update": "none"},
+    "none": {"value_beta": 0.0},
     "clipped": {"value_update": "clipped", "value_beta": 0.05},
     "value_beta": {"value_beta": 2.0},
-    "open loop": {"forward_feedback": False},
+    "open loop": {"beta": 0.0, "value_beta": BETA},
     "exact factor": {"factor": "exact"},
-    "exact factor none": {"factor": "exact", "value_update": "none"},
+    "exact factor none": {"factor": "exact", "value_beta": 0.0},
 }
 
 
@@ -159,13 +154,13 @@ def test_layers_need_no_gradients_of_samples(name, network):
 
 
 def test_a_layer_may_be_read_twice_by_a_stage():
-    def twice(shared, params, stats, x, train):
-        x = jnp.tanh(layers.dense(params["layer"], x))
-        return jnp.tanh(layers.dense(params["layer"], x)), {}
+    def twice(stage, x):
+        x = jnp.tanh(layers.dense(stage.params["layer"], x))
+        return jnp.tanh(layers.dense(stage.params["layer"], x)), {}
 
     case = setting("own heads")
     system = System((Segment("first", twice), Segment("single", twice)))
-    problem = ControlProblem(system)
+    problem = Problem(system)
     params = {name: {"layer": case.params["single"]["layer"]} for name in ("first", "single")}
     batch = case.batch[0][:, :3], case.batch[1]
     gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
@@ -184,7 +179,7 @@ def test_a_layer_may_be_read_twice_by_a_stage():
 )
 def test_without_value_correction_samples_are_coupled_as_in_the_joint_form(factor, rollout):
     case = setting("own heads")
-    choices = {"value_update": "none", "factor": factor, "rollout": rollout}
+    choices = {"value_beta": 0.0, "factor": factor, "rollout": rollout}
     per_sample, _ = updates(case, feedback="per_sample", **choices)
     joint, _ = updates(case, feedback="joint", groups=BATCH, **choices)
     assert_changes(case, per_sample, split(case.problem.system, joint))
@@ -200,8 +195,9 @@ def test_every_stage_descends_the_cost_with_the_samples_weighed_anew(value_updat
     @quick_jit
     @jax.jacobian
     def gradients(params):
-        outputs = outputs_of(run(case.problem, params, {}, case.batch[0]))
-        return per_sample_objective(case.problem, outputs, case.batch[1])
+        outputs = run(case.problem, params, {}, case.batch[0]).all_outputs()
+        costs = per_sample_costs(case.problem, outputs, case.batch[1])
+        return weighted_sum(costs, case.problem.stage_costs)
 
     g = gradients(case.params)
     g = [split(system, jax.tree.map(lambda leaf, i=i: leaf[i], g)) for i in range(BATCH)]

@@ -24,6 +24,12 @@ def test_statistics_and_shape():
     np.testing.assert_allclose(deviation, data.train_images.astype(float).std((0, 1, 2)))
 
 
+def test_the_training_labels_say_how_many_classes_there_are():
+    data = dataset(train_labels=np.array([0, 4, 1, 1, 1, 1, 1, 1, 1, 1]))
+    assert data.classes == 5 and data.test_labels.dtype == np.int32
+    assert dataset(classes=7, test_labels=np.array([0, 6, 2, 2])).classes == 7
+
+
 def test_grey_images_get_a_channel():
     data = dataset(
         train_images=np.zeros((10, 4, 4), np.uint8), test_images=np.zeros((4, 4, 4), np.uint8)
@@ -62,8 +68,16 @@ def test_fingerprint_tells_data_apart():
         ({"train_images": np.full((10, 4, 4, 2), np.nan)}, "not finite"),
         ({"train_labels": np.zeros(9, int)}, "one integer for each of the 10 images"),
         ({"train_labels": np.zeros(10)}, "one integer for each of the 10 images"),
-        ({"train_labels": np.arange(10) - 1}, "labels go from -1"),
+        ({"train_labels": np.eye(10)}, r"one integer .*one-hot labels take argmax\(axis=1\)"),
+        ({"train_labels": np.arange(10) - 1}, "train labels go from -1"),
         ({"classes": 2}, r"must lie in 0 \.\.\. 1"),
+        (
+            {"test_labels": np.array([0, 1, 25, 2])},
+            r"test labels go from 0 to 25, but must lie in 0 \.\.\. 2",
+        ),
+        ({"train_labels": np.arange(10) + 2**32}, "train labels go from 4294967296 to"),
+        ({"test_labels": np.array([0, 2**32 + 1, 2, 1])}, "test labels go from 0 to 4294967297"),
+        ({"test_labels": np.array([0, 2**64 - 1, 2, 1], np.uint64)}, "to 18446744073709551615"),
         ({"test_images": np.zeros((4, 4, 5, 2), np.uint8)}, "but test images"),
         ({"test_images": np.zeros((4, 4, 4, 2), np.float32)}, "training images are uint8"),
         ({"validation_images": np.zeros((2, 4, 4, 2), np.uint8)}, "go together"),
@@ -73,7 +87,7 @@ def test_fingerprint_tells_data_apart():
                 "validation_labels": np.array([0, 50]),
                 "classes": 3,
             },
-            "labels go from 0 to 50",
+            "validation labels go from 0 to 50",
         ),
         (
             {"test_images": np.zeros((0, 4, 4, 2), np.uint8), "test_labels": np.zeros(0, int)},

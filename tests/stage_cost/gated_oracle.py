@@ -3,21 +3,20 @@
 import jax
 import numpy as np
 
-from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL
 from tests.systems import numpy_resnet
 
 WHERE = {
-    SMALL["homogeneous"].blocks: [("stage_0", k) for k in range(4)],
+    SMALL["homogeneous"].blocks: [("level_0", k) for k in range(4)],
     SMALL["standard"].blocks: [
-        ("stage_0", 0),
-        ("stage_0", 1),
-        ("transition_1", ...),
-        ("stage_1", 0),
-        ("transition_2", ...),
-        ("stage_2", 0),
+        ("level_0", 0),
+        ("level_0", 1),
+        ("opening_1", ...),
+        ("level_1", 0),
+        ("opening_2", ...),
+        ("level_2", 0),
     ],
 }
 """The segment of each block, and its place there."""
@@ -36,7 +35,7 @@ def random_network(config: ResNetConfig, seed: int = 0) -> Network:
             value = np.exp(0.3 * noise) if path[-1].key in ("variance", "scale") else 0.3 * noise
         return jax.numpy.asarray(value, leaf.dtype)
 
-    shapes = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: config.init(jax.random.key(0)))
     return Network(config, *jax.tree.map_with_path(draw, shapes))
 
 
@@ -45,10 +44,10 @@ def oracle_losses(network, data, gates, of="cross_entropy"):
     params, stats = jax.tree.map(
         lambda leaf: np.array(leaf, np.float64), (network.params, network.batch_stats)
     )
-    for (segment, place), factor in zip(WHERE[network.config.blocks], gates, strict=True):
+    for (segment, place), factor in zip(WHERE[network.architecture.blocks], gates, strict=True):
         params[segment]["residual"]["convolution_2"]["kernel"][place] *= factor
     logits = numpy_resnet.forward(
-        network.config, params, stats, data.images.astype(np.float64), train=False
+        network.architecture, params, stats, data.images.astype(np.float64), train=False
     )
     right = logits[:, np.arange(len(data.labels)), data.labels]
     losses = np.log(np.exp(logits).sum(-1)) - right

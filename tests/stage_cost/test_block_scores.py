@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from ocresnet.costs import make_cost
 from ocresnet.stage_cost import block_scores
-from ocresnet.stage_cost.block_scores import ScoringData, gate, switch_off
-from ocresnet.stage_cost.objective import per_sample_loss
-from ocresnet.stage_cost.trajectory import logits_over_depth
+from ocresnet.stage_cost.block_scores import ScoringData, switch_off
+from ocresnet.stage_cost.gates import gated_outputs
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, random_images
 from tests.stage_cost.gated_oracle import WHERE, ones_without, oracle_losses, random_network
@@ -29,7 +29,7 @@ def network(name) -> Network:
 
 @pytest.fixture
 def data(network) -> ScoringData:
-    images = random_images(network.config, batch=7)
+    images = random_images(network.architecture, batch=7)
     return ScoringData(images, np.arange(7) % 3, stage_cost=STAGE_COST, batch_size=4)
 
 
@@ -41,15 +41,17 @@ def check(scores, expected, removed=()):
 
 
 def test_real_gates_scale_the_branches(network, data):
-    gates = np.random.default_rng(0).normal(size=network.config.depth)
+    gates = np.random.default_rng(0).normal(size=network.architecture.depth)
     _, logits = oracle_losses(network, data, gates)
-    got = logits_over_depth(gate(network, gates), data.images)
+    got = gated_outputs(
+        network.architecture, network.variables, data.images, gates.astype(np.float32)
+    )
     np.testing.assert_allclose(got, logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("removed", [(), (1, 2)])
 def test_scores_from_one_pass_for_each_block(network, data, removed):
-    depth = network.config.depth
+    depth = network.architecture.depth
     before, _ = oracle_losses(network, data, ones_without(depth, *removed))
     after = np.array(
         [
@@ -66,7 +68,7 @@ def test_scores_from_one_pass_for_each_block(network, data, removed):
 @pytest.mark.parametrize("removed", [(), (1, 2)])
 def test_the_taylor_score_is_a_derivative(network, data, removed):
     """Central differences in the gate of each block, sample by sample; of the l2 loss too."""
-    depth, step = network.config.depth, 1e-5
+    depth, step = network.architecture.depth, 1e-5
     for loss in ("cross_entropy", "l2"):
         expected = []
         for k in range(depth):
@@ -80,23 +82,23 @@ def test_the_taylor_score_is_a_derivative(network, data, removed):
                 for sign in (-1, 1)
             )
             expected.append(np.abs((high - low) / (2 * step)).mean())
-        scoring = replace(data, loss=per_sample_loss(loss))
+        scoring = replace(data, loss=make_cost(loss).value)
         check(block_scores.taylor(network, scoring, removed), expected, removed)
 
 
 def test_output_residuals_and_norms(network, data):
-    _, logits = oracle_losses(network, data, ones_without(network.config.depth, 1))
+    _, logits = oracle_losses(network, data, ones_without(network.architecture.depth, 1))
     residuals = np.linalg.norm(np.diff(logits, axis=0), axis=-1).mean(-1)
     check(block_scores.output_residual(network, data, [1]), residuals, [1])
     norms = []
-    for segment, place in WHERE[network.config.blocks]:
+    for segment, place in WHERE[network.architecture.blocks]:
         leaves = jax.tree.leaves(network.params[segment]["residual"])
         norms.append(np.sqrt(sum(np.square(np.asarray(leaf)[place]).sum() for leaf in leaves)))
     check(block_scores.weight_norm(network, data, [1]), norms, [1])
 
 
 def test_orders_without_any_measurement(network, data):
-    depth = network.config.depth
+    depth = network.architecture.depth
     assert list(np.argsort(block_scores.tail(network, data))) == list(range(depth))[::-1]
     scores = block_scores.random(network, data)
     assert sorted(scores) == list(range(depth))
@@ -106,16 +108,16 @@ def test_orders_without_any_measurement(network, data):
 
 
 def test_what_does_not_fit_is_refused(network, data):
-    plain = replace(network, config=replace(network.config, exits="none"))
+    plain = replace(network, architecture=replace(network.architecture, exits="none"))
     for criterion in (block_scores.output_residual, block_scores.stage_cost_sensitivity):
         with pytest.raises(ValueError, match="give it some with calibrate_exits first"):
             criterion(plain, data)
-    depth = network.config.depth
+    depth = network.architecture.depth
     with pytest.raises(ValueError, match=f"there is no block {depth}: .* 0 to {depth - 1}"):
         switch_off(network, [0, depth])
     with pytest.raises(ValueError, match="there is no block -1"):
         switch_off(network, [-1])
     with pytest.raises(ValueError, match="name a block twice"):
         block_scores.taylor(network, data, [1, 1])
-    with pytest.raises(ValueError, match=r"gates have shape \(2,\)"):
-        gate(network, np.ones(2))
+    with pytest.raises(ValueError, match=r"labels have shape \(7, 3\) .* one-hot labels"):
+        block_scores.taylor(network, replace(data, labels=np.eye(3)[data.labels]))

@@ -25,15 +25,15 @@ GAMMA, WEIGHT_DECAY = 0.3, 0.07
 
 def measure(network: Network, train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Losses of every output and squared norms of every residual branch, in float64."""
-    images = random_images(network.config, batch=6).astype(np.float64)
-    labels = np.arange(6) % network.config.classes
+    images = random_images(network.architecture, batch=6).astype(np.float64)
+    labels = np.arange(6) % network.architecture.classes
     params, stats = in_float64(network.params), in_float64(network.batch_stats)
-    logits = numpy_resnet.forward(network.config, params, stats, images, train)
+    logits = numpy_resnet.forward(network.architecture, params, stats, images, train)
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     losses = -np.log(chances[:, np.arange(6), labels]).mean(-1)
     squares = [
         sum(np.sum(leaf**2) for leaf in jax.tree.leaves(block["residual"]))
-        for block, *_ in numpy_resnet.blocks_in_order(network.config, params, stats)
+        for block, *_ in numpy_resnet.blocks_in_order(network.architecture, params, stats)
     ]
     return losses, np.array(squares)
 

@@ -7,21 +7,24 @@ import pytest
 
 import ocresnet.stage_cost.early_exit as early_exit
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
-from ocresnet.stage_cost.early_exit import NEVER, predict
+from ocresnet.stage_cost.early_exit import predict
 from ocresnet.stage_cost.trajectory import logits_over_depth
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
-from tests.conftest import SMALL, random_images, random_variables
+from ocresnet.systems.resnet import ResNetConfig
+from tests.conftest import SMALL, random_images, random_network
+from tests.stage_cost.families import FAMILIES, MLP, RESIDUAL_MLP, PairOfStates
 
 SAMPLES = 37
 
 
-@pytest.fixture(params=[("homogeneous", "shared"), ("standard", "separate")], ids=str)
+CASES = [("homogeneous", "shared"), ("standard", "separate"), ("residual_mlp", "separate")]
+
+
+@pytest.fixture(params=CASES, ids=str)
 def network(request) -> Network:
     name, exits = request.param
-    config = replace(SMALL[name], exits=exits)
-    return Network(config, *random_variables(config))
+    return random_network(replace(FAMILIES[name], exits=exits))
 
 
 def softmax(logits):
@@ -38,7 +41,7 @@ def first_sure_exit(logits, confidence):
 @pytest.mark.parametrize("quantile", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("batch_size", [16, 64])
 def test_every_sample_leaves_at_its_first_sure_exit(network, quantile, batch_size):
-    images = random_images(network.config, batch=SAMPLES)
+    images = random_images(network.architecture, batch=SAMPLES)
     logits = logits_over_depth(network, images)
     confidences = np.sort(softmax(logits).max(-1).ravel())
     # Between two values, so that rounding cannot decide.
@@ -56,43 +59,68 @@ def test_blocks_are_really_not_computed_for_those_that_left(network, monkeypatch
     rows = []
     advance = early_exit._advance
 
-    def counting(config, position, variables, index, state):
-        rows.append(len(state))
-        return advance(config, position, variables, index, state)
+    def counting(*arguments):
+        rows.append(len(arguments[-1]))
+        return advance(*arguments)
 
     monkeypatch.setattr(early_exit, "_advance", counting)
-    images = random_images(network.config, batch=32)
-    depth = network.config.depth
-    predict(network, images, confidence=NEVER, batch_size=32)
-    assert rows == [32] * (depth + 1)
+    images = random_images(network.architecture, batch=32)
+    depth = network.architecture.depth
+    predict(network, images, confidence=1.0, batch_size=32)
+    assert rows == [32] * (depth + 2)  # with stem and output block
     rows.clear()
     result = predict(network, images, confidence=1e-6, batch_size=32)
-    assert rows == [] and (result.blocks == 0).all()
+    assert rows == [32] and (result.blocks == 0).all()
     logits = logits_over_depth(network, images)
     confidence = float(np.median(softmax(logits[0]).max(-1)))
+    rows.clear()
     predict(network, images, confidence=confidence, batch_size=32)
-    assert rows[0] == 16 and sum(rows) <= 16 * (depth + 1)
+    assert rows[:2] == [32, 16] and sum(rows[1:]) <= 16 * (depth + 1)
 
 
 def test_without_confidence_it_is_the_networks_own_output(network):
-    images = random_images(network.config, batch=SAMPLES)
+    images = random_images(network.architecture, batch=SAMPLES)
     logits = logits_over_depth(network, images)[-1]
-    for result in (predict(network, images), predict(network, images, confidence=NEVER)):
+    for result in (predict(network, images), predict(network, images, confidence=1.0)):
         np.testing.assert_array_equal(result.labels, logits.argmax(-1))
-        assert (result.blocks == network.config.depth).all()
+        assert (result.blocks == network.architecture.depth).all()
+
+
+def test_the_state_can_be_any_tree():
+    plain = random_network(RESIDUAL_MLP)
+    paired = plain.replace(architecture=PairOfStates(**vars(RESIDUAL_MLP)))
+    images = random_images(RESIDUAL_MLP, batch=SAMPLES)
+    confidence = float(np.median(softmax(logits_over_depth(plain, images)).max(-1)))
+    got, wanted = (predict(one, images, confidence=confidence) for one in (paired, plain))
+    assert len(set(wanted.blocks)) > 1
+    for values, expected in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_a_network_without_residual_blocks_answers_with_its_own_output():
+    network = random_network(MLP)
+    images = random_images(MLP, batch=5)
+    result = predict(network, images, batch_size=2)
+    np.testing.assert_array_equal(result.labels, logits_over_depth(network, images)[-1].argmax(-1))
+    assert (result.blocks == 0).all()
+    with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):
+        predict(network, images, confidence=0.5)
 
 
 def test_nonsense_is_refused(network):
-    images = random_images(network.config, batch=2)
-    with pytest.raises(ValueError, match="confidence is 0"):
-        predict(network, images, confidence=0)
+    images = random_images(network.architecture, batch=2)
+    for confidence in (0, 95, 1.01, float("nan"), -0.5):
+        with pytest.raises(ValueError, match=f"confidence is {confidence}, .* share in .0, 1."):
+            predict(network, images, confidence=confidence)
+    with pytest.raises(ValueError, match="network is a ndarray, but must be a Network"):
+        predict(images, network)
     with pytest.raises(ValueError, match="no images"):
         predict(network, images[:0])
     with pytest.raises(ValueError, match="batch_size is -3"):
         predict(network, images, confidence=0.5, batch_size=-3)
     with pytest.raises(ValueError, match="this network needs"):
         predict(network, images[:, :-1], confidence=0.5)
-    plain = replace(network, config=replace(network.config, exits="none"))
+    plain = replace(network, architecture=replace(network.architecture, exits="none"))
     with pytest.raises(ValueError, match="no exits to leave at"):
         predict(plain, images, confidence=0.5)
 
@@ -141,26 +169,45 @@ def test_wanted_accuracy_is_reached_at_the_least_cost(calibration_data):
 def test_budget_is_kept_and_more_of_it_is_not_worse(calibration_data):
     config, logits, labels = calibration_data
     choices = [
-        calibrate_confidence(config, logits, labels, budget=budget) for budget in (0.3, 0.6, 1.1)
+        calibrate_confidence(config, logits, labels, budget=budget) for budget in (0.3, 0.6, 1.0)
     ]
-    for choice, budget in zip(choices, (0.3, 0.6, 1.1), strict=True):
+    for choice, budget in zip(choices, (0.3, 0.6, 1.0), strict=True):
         assert choice.cost <= budget
     assert choices[0].accuracy < choices[1].accuracy <= choices[2].accuracy
+
+
+def test_no_early_exit_is_a_choice_too():
+    """The last output alone is right: only the whole network, without its exits, will do."""
+    config = SMALL["homogeneous"]
+    labels = np.zeros(6, int)
+    logits = np.repeat(np.array([[[0.0, 3.0, 0.0]]]), config.depth + 1, axis=0).repeat(6, axis=1)
+    logits[-1] = [1.0, 0.0, 0.0]
+    for wish in ({"accuracy": 1.0}, {"budget": 1.0}):
+        choice = calibrate_confidence(config, logits, labels, **wish)
+        assert choice == (None, 1.0, 1.0)
 
 
 def test_a_network_without_blocks_has_one_way_out():
     config = ResNetConfig.homogeneous(blocks=0, filters=4, image_shape=(4, 4, 1), classes=3)
     logits = np.random.default_rng(0).normal(size=(1, 20, 3))
     choice = calibrate_confidence(config, logits, np.zeros(20, int), budget=1.0)
-    assert choice.confidence == NEVER and choice.cost == 1.0
+    assert choice.confidence is None and choice.cost == 1.0
+    assert choice.accuracy == np.mean(logits[0].argmax(-1) == 0)
 
 
 def test_wishes_that_cannot_be_granted_are_refused(calibration_data):
     config, logits, labels = calibration_data
-    with pytest.raises(ValueError, match="no threshold reaches accuracy 1.5: the best is"):
-        calibrate_confidence(config, logits, labels, accuracy=1.5)
-    with pytest.raises(ValueError, match="no threshold meets a budget of 0.0"):
-        calibrate_confidence(config, logits, labels, budget=0.0)
+    with pytest.raises(ValueError, match="no threshold reaches accuracy 1.0: the best is"):
+        calibrate_confidence(config, logits, labels, accuracy=1.0)
+    with pytest.raises(ValueError, match="no threshold meets a budget of 0.001"):
+        calibrate_confidence(config, logits, labels, budget=0.001)
+    for name, share in (("accuracy", 91), ("accuracy", 1.5), ("budget", 20), ("budget", 0.0)):
+        with pytest.raises(ValueError, match=f"{name} is {share}, but must be a share in"):
+            calibrate_confidence(config, logits, labels, **{name: share})
+    with pytest.raises(ValueError, match="labels have shape .* one-hot labels"):
+        calibrate_confidence(config, logits, np.eye(3)[labels], budget=0.5)
+    with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):
+        calibrate_confidence(MLP, logits, labels, budget=0.5)
     with pytest.raises(ValueError, match="not both"):
         calibrate_confidence(config, logits, labels, accuracy=0.5, budget=0.5)
     with pytest.raises(ValueError, match="logits of 2 outputs"):

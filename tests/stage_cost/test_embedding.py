@@ -8,9 +8,8 @@ import pytest
 
 from ocresnet.stage_cost.embedding import embed
 from ocresnet.stage_cost.pruning import prune
-from ocresnet.systems import resnet
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, apply, random_images, random_network
 from tests.systems import numpy_resnet
 
@@ -26,7 +25,7 @@ def in_float64(tree):
 def outputs(network: Network, images: np.ndarray, train: bool) -> np.ndarray:
     """Of the independent implementation, in float64."""
     params, stats = in_float64(network.params), in_float64(network.batch_stats)
-    return numpy_resnet.forward(network.config, params, stats, images, train)
+    return numpy_resnet.forward(network.architecture, params, stats, images, train)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
@@ -58,7 +57,7 @@ def test_only_inference_needs_the_running_statistics_of_the_own_output():
     deep = embed(subresnet(config, 1), config)
     images = random_images(config, batch=6)
     stats = jax.tree.map(np.array, deep.batch_stats)
-    stats["stage_0"]["exit"]["mean"][2] += 0.5
+    stats["level_0"]["exit"]["norm"]["mean"][2] += 0.5
     other = deep.replace(batch_stats=stats)
     difference = np.abs(outputs(other, images, False) - outputs(deep, images, False))
     assert difference[2].max() > 1e-2
@@ -74,13 +73,13 @@ def test_pruning_undoes_it(name, exits):
         network = subresnet(config, blocks)
         back = prune(embed(network, config), blocks)
         wanted = prune(network, blocks)  # where exits are separate, without those of the blocks
-        assert back.config == wanted.config
+        assert back.architecture == wanted.architecture
         jax.tree.map(np.testing.assert_array_equal, back.variables, wanted.variables)
 
 
 def test_it_has_the_arrays_of_a_network_trained_at_that_depth():
     config = replace(SMALL["standard"], exits="separate")
-    fresh = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0)))
+    fresh = jax.eval_shape(lambda: config.init(jax.random.key(0)))
     deep = embed(subresnet(config, 1), config)
     assert jax.tree.map(np.shape, deep.variables) == jax.tree.map(lambda leaf: leaf.shape, fresh)
 
@@ -88,5 +87,5 @@ def test_it_has_the_arrays_of_a_network_trained_at_that_depth():
 def test_a_network_that_is_no_subresnet_is_refused():
     config = SMALL["standard"]
     for network in (subresnet(replace(config, exits="none"), 2), subresnet(config, 6)):
-        with pytest.raises(ValueError, match="is not a SubResNet of blocks"):
+        with pytest.raises(ValueError, match="is not a SubResNet of"):
             embed(network, config.subresnet(4))

@@ -8,37 +8,37 @@ import pytest
 
 from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
 from ocresnet.stage_cost.trajectory import Trajectory
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import counts
 from ocresnet.systems.network import Network
-from tests.conftest import SMALL, random_images, random_variables
+from tests.conftest import random_images, random_network
+from tests.stage_cost.families import FAMILIES, MLP, shapes
 
 
 def network_of(name: str, exits: str) -> Network:
-    config = replace(SMALL[name], exits=exits)
-    return Network(config, *random_variables(config))
+    return random_network(replace(FAMILIES[name], exits=exits))
 
 
 @pytest.mark.parametrize("exits", ["shared", "separate"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_cut_network_is_as_large_as_a_subresnet_trained_alone(name, exits):
     """All SubResNets of one depth have the same parameters (paper, A.1), of the same shapes."""
     network = network_of(name, exits)
-    for blocks in range(network.config.depth):
+    for blocks in range(network.architecture.depth):
         cut = prune(network, blocks)
-        alone = replace(network.config.subresnet(blocks), exits="none")
-        assert cut.config.exits == ("shared" if exits == "shared" else "none")
-        fresh = resnet.init(replace(alone, exits=cut.config.exits), jax_key())
+        alone = replace(network.architecture.subresnet(blocks), exits="none")
+        assert cut.architecture.exits == ("shared" if exits == "shared" else "none")
+        fresh = fresh_arrays(replace(alone, exits=cut.architecture.exits))
         assert shapes(cut.params) == shapes(fresh.params)
         assert shapes(cut.batch_stats) == shapes(fresh.batch_stats)
         assert counts.parameter_count(cut.params) == counts.parameter_count(
-            resnet.init(alone, jax_key()).params
+            fresh_arrays(alone).params
         )
 
 
 def test_cutting_nothing_changes_nothing():
     network = network_of("standard", "shared")
-    cut = prune(network, network.config.depth)
-    assert cut.config == network.config
+    cut = prune(network, network.architecture.depth)
+    assert cut.architecture == network.architecture
     assert shapes(cut.params) == shapes(network.params)
 
 
@@ -50,6 +50,18 @@ def test_a_network_without_exits_cannot_be_cut():
 def test_too_many_blocks_are_refused():
     with pytest.raises(ValueError, match="cannot keep 7 blocks: this network has 6"):
         prune(network_of("standard", "shared"), 7)
+
+
+def test_what_cannot_be_cut_is_refused():
+    network = network_of("homogeneous", "shared")
+    assert prune(network, np.int64(2)).architecture.depth == 2
+    for wish in (2.0, "2", None):
+        with pytest.raises(ValueError, match="blocks is .*, but must be a whole number"):
+            prune(network, wish)
+    with pytest.raises(ValueError, match="network is a int, but must be a Network"):
+        prune(2, network)
+    with pytest.raises(ValueError, match="pruning needs residual blocks, and a MLPConfig has none"):
+        prune(random_network(MLP), 1)
 
 
 def measured(accuracies, probabilities=None) -> Trajectory:
@@ -80,27 +92,25 @@ def test_depth_rule_refuses_nonsense():
         recommend_depth(measured([0.5, 0.6]), -1)
     with pytest.raises(ValueError, match="one output leaves no depth to choose"):
         recommend_depth(measured([0.5]))
+    with pytest.raises(ValueError, match=r"is a dict, but must be a Trajectory: .* one split"):
+        recommend_depth({"validation": measured([0.5, 0.6])})
     with pytest.raises(ValueError, match="finite"):
         recommend_depth(measured([0.5, np.nan]))
 
 
 def test_report_measures_the_networks_own_output():
     network = network_of("homogeneous", "shared")
-    images = random_images(network.config, batch=12)
+    images = random_images(network.architecture, batch=12)
     labels = np.arange(12) % 3
     reports = [report(n, images, labels) for n in (network, prune(network, 1))]
     assert [r.blocks for r in reports] == [4, 1]
     assert reports[0].parameters == counts.parameter_count(network.params)
-    assert reports[1].multiply_adds == counts.multiply_adds(network.config.subresnet(1)).total
+    assert reports[1].multiply_adds == counts.multiply_adds(network.architecture.subresnet(1)).total
     assert all(r.milliseconds > 0 and 0 <= r.accuracy <= 1 for r in reports)
     table = report_table(*reports)
     assert "| residual blocks | 4 | 1 | 0.25 |" in table
     assert len(table.splitlines()) == 7
 
 
-def shapes(tree):
-    return jax.tree.map(lambda leaf: leaf.shape, tree)
-
-
-def jax_key():
-    return jax.random.key(0)
+def fresh_arrays(architecture):
+    return jax.eval_shape(lambda: architecture.init(jax.random.key(0)))

@@ -19,18 +19,18 @@ def network() -> Network:
 
 def test_one_batch_makes_inference_the_training_pass(network):
     """On the images that were measured, running and batch statistics are then the same."""
-    images = random_images(network.config, batch=6)
+    images = random_images(network.architecture, batch=6)
     measured = recalibrate(network, images)
-    inference, _ = apply(network.config, measured.variables, images)
-    training, _ = apply(network.config, network.variables, images, train=True)
-    before, _ = apply(network.config, network.variables, images)
+    inference, _ = apply(network.architecture, measured.variables, images)
+    training, _ = apply(network.architecture, network.variables, images, train=True)
+    before, _ = apply(network.architecture, network.variables, images)
     np.testing.assert_allclose(inference, training, rtol=1e-4, atol=1e-4)
     assert np.abs(before - training).max() > 0.1
     assert measured.params is network.params
 
 
 def test_moments_are_the_means_over_full_batches(network):
-    images = random_images(network.config, batch=9)
+    images = random_images(network.architecture, batch=9)
     together = recalibrate(network, images, batch_size=4)
     alone = [recalibrate(network, images[start : start + 4]) for start in (0, 4)]
     jax.tree.map(
@@ -41,7 +41,7 @@ def test_moments_are_the_means_over_full_batches(network):
 
 
 def test_the_result_does_not_depend_on_the_statistics_before(network):
-    images = random_images(network.config, batch=6)
+    images = random_images(network.architecture, batch=6)
     spoiled = jax.tree.map(lambda leaf: leaf + 7.0, network.batch_stats)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -52,4 +52,4 @@ def test_the_result_does_not_depend_on_the_statistics_before(network):
 
 def test_no_images_are_refused(network):
     with pytest.raises(ValueError, match="at least one image"):
-        recalibrate(network, random_images(network.config, batch=0))
+        recalibrate(network, random_images(network.architecture, batch=0))

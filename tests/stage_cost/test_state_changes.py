@@ -15,7 +15,7 @@ from tests.systems import numpy_resnet as oracle
 
 def changes_of(network: Network, images: np.ndarray, train: bool) -> np.ndarray:
     """Norms, relative norms and cosines of every sample: [blocks, 3, batch]."""
-    config, images = network.config, images.astype(np.float64)
+    config, images = network.architecture, images.astype(np.float64)
     params, stats = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64), tuple(network.variables)
     )
@@ -27,7 +27,7 @@ def changes_of(network: Network, images: np.ndarray, train: bool) -> np.ndarray:
             block["residual"], block_stats["residual"], x, 1 + (before != stage), train
         )
         if before != stage:
-            x = oracle.project(params["projections"][f"stage_{stage}"]["kernel"], x, stage)
+            x = oracle.project(params["projections"][f"level_{stage}"]["kernel"], x, stage)
         flat_x, flat_change = x.reshape(len(x), -1), change.reshape(len(x), -1)
         norm, before_norm = np.linalg.norm(flat_change, axis=1), np.linalg.norm(flat_x, axis=1)
         cosines = (flat_x * flat_change).sum(1) / before_norm / norm
@@ -39,7 +39,7 @@ def changes_of(network: Network, images: np.ndarray, train: bool) -> np.ndarray:
 @pytest.mark.parametrize(("name", "exits"), [("homogeneous", "shared"), ("standard", "separate")])
 def test_they_are_those_of_the_independent_implementation(name, exits):
     network = random_network(replace(SMALL[name], exits=exits))
-    images = random_images(network.config, batch=7)
+    images = random_images(network.architecture, batch=7)
     wanted = changes_of(network, images, train=False).mean(-1)
     assert np.ptp(wanted[:, 2]) > 0.1
     got = state_changes(network, images, batch_size=3)
@@ -65,7 +65,7 @@ def test_a_network_without_blocks_has_no_changes():
 
 def test_what_does_not_fit_is_refused():
     network = random_network(SMALL["homogeneous"])
-    images = random_images(network.config)
+    images = random_images(network.architecture)
     with pytest.raises(ValueError, match="images have shape"):
         state_changes(network, images[:, :4])
     with pytest.raises(ValueError, match="no samples"):

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from ocresnet.costs import make_cost
 from ocresnet.stage_cost.block_scores import CRITERIA, ScoringData, switch_off
-from ocresnet.stage_cost.objective import per_sample_loss
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import (
     RemovalCurve,
-    config_without,
     greedy_removal_order,
     removal_curve,
     removal_order,
@@ -23,34 +22,35 @@ from ocresnet.stage_cost.surgery import (
     remove_blocks,
 )
 from ocresnet.stage_cost.trajectory import logits_over_depth
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import counts
 from ocresnet.systems import network as networks
 from ocresnet.systems.network import Network
 from tests.conftest import SMALL, random_images
+from tests.stage_cost.families import BOTTLENECK, FAMILIES, MLP, shapes
 from tests.stage_cost.gated_oracle import ones_without, oracle_losses, random_network
 
 
 @cache
 def network_of(name: str, exits: str = "shared") -> Network:
-    return random_network(replace(SMALL[name], exits=exits))
+    return random_network(replace(FAMILIES[name], exits=exits))
 
 
 def data_of(network: Network, samples: int = 8) -> ScoringData:
-    images = random_images(network.config, batch=samples)
+    images = random_images(network.architecture, batch=samples)
     return ScoringData(images, np.arange(samples) % 3)
 
 
 def check_smaller_network(network: Network, removed: tuple[int, ...]) -> Network:
     """Every kept output of the gated network is that of the smaller one, saved and loaded."""
     small = remove_blocks(network, removed)
-    images = random_images(network.config)
+    images = random_images(network.architecture)
     whole = logits_over_depth(switch_off(network, removed), images)
     got = logits_over_depth(small, images)
-    if network.config.exits != "none":
-        kept = [block for block in range(network.config.depth) if block not in removed]
+    if network.architecture.exits != "none":
+        kept = [block for block in range(network.architecture.depth) if block not in removed]
         whole = whole[[*kept, -1]]
     np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-5)
-    fresh = jax.eval_shape(lambda: resnet.init(small.config, jax.random.key(0)))
+    fresh = jax.eval_shape(lambda: small.architecture.init(jax.random.key(0)))
     assert shapes((small.params, small.batch_stats)) == shapes(tuple(fresh))
     return small
 
@@ -69,13 +69,18 @@ ARCHITECTURES = [
     ("standard", (2, 4, 5), (2, 1, 0), (1,)),
     ("standard", (2, 3, 4, 5), (2, 0, 0), ()),
     ("standard", (0, 1, 2, 3, 4, 5), (0, 0, 0), ()),
+    ("bottleneck", (0,), (1, 2), (0,)),  # the first level opens with a projection too
+    ("bottleneck", (2, 0), (1, 1), (0, 1)),
+    ("bottleneck", (0, 1), (0, 2), (0,)),
+    ("bottleneck", (0, 2, 3), (1, 0), (0,)),
+    ("bottleneck", (0, 1, 2, 3), (0, 0), ()),  # and then belongs to the head
 ]
 
 
 @pytest.mark.parametrize(("name", "removed", "blocks", "bare"), ARCHITECTURES)
 def test_the_architecture_that_is_left(name, removed, blocks, bare):
-    left = config_without(SMALL[name], removed)
-    assert (left.blocks, left.bare_stages) == (blocks, bare)
+    left = FAMILIES[name].without(removed)
+    assert (left.blocks, left.bare_levels) == (blocks, bare)
 
 
 @pytest.mark.parametrize(
@@ -88,24 +93,28 @@ def test_the_architecture_that_is_left(name, removed, blocks, bare):
         ("standard", (0, 1), "separate"),
         ("standard", (2, 4, 5), "separate"),
         ("standard", (0, 1, 2, 3), "none"),
+        ("bottleneck", (0, 2), "separate"),
+        ("bottleneck", (0, 1, 2, 3), "shared"),
+        ("residual_mlp", (1, 3), "separate"),
+        ("residual_mlp", (0, 1, 2, 3), "shared"),
     ],
 )
 def test_the_smaller_network_computes_what_the_gated_one_does(name, removed, exits):
     check_smaller_network(network_of(name, exits), removed)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_subset_has_the_architecture_it_should(name):
     """Depths add up, and removing in two steps is removing in one."""
-    config = SMALL[name]
+    config = FAMILIES[name]
     for size in range(config.depth + 1):
         for removed in itertools.combinations(range(config.depth), size):
-            left = config_without(config, removed)
+            left = config.without(removed)
             assert left.depth == config.depth - size
             if removed:
-                first = config_without(config, removed[:1])
+                first = config.without(removed[:1])
                 rest = [block - 1 for block in removed[1:]]
-                assert config_without(first, rest) == left
+                assert first.without(rest) == left
 
 
 def test_surgery_can_be_repeated_and_saved(tmp_path):
@@ -113,24 +122,24 @@ def test_surgery_can_be_repeated_and_saved(tmp_path):
     once = remove_blocks(network, (2, 3, 5))
     small = check_smaller_network(remove_blocks(network, (2,)), (2, 4))
     jax.tree.map(np.testing.assert_array_equal, small.params, once.params)
-    assert small.config == once.config
+    assert small.architecture == once.architecture
     networks.save(small, tmp_path)
     loaded = networks.load(tmp_path)
-    assert loaded.config == small.config
+    assert loaded.architecture == small.architecture
     jax.tree.map(np.testing.assert_array_equal, loaded.batch_stats, small.batch_stats)
 
 
 def test_a_tail_leaves_the_blocks_of_prune_with_the_outputs_own_statistics():
     network = network_of("standard")
     surgical, pruned = remove_blocks(network, (3, 4, 5)), prune(network, 3)
-    assert surgical.config == pruned.config
+    assert surgical.architecture == pruned.architecture
     jax.tree.map(np.testing.assert_array_equal, surgical.params, pruned.params)
     own = network.batch_stats["output_block"]["norm"]["mean"]
     np.testing.assert_array_equal(surgical.batch_stats["output_block"]["norm"]["mean"], own)
-    at_the_cut = network.batch_stats["stage_1"]["exit"]["mean"][0]
+    at_the_cut = network.batch_stats["level_1"]["exit"]["norm"]["mean"][0]
     np.testing.assert_array_equal(pruned.batch_stats["output_block"]["norm"]["mean"], at_the_cut)
     # Measured on the same images, the two are the same network.
-    images = random_images(network.config, batch=6)
+    images = random_images(network.architecture, batch=6)
     jax.tree.map(
         np.testing.assert_array_equal,
         recalibrate(surgical, images).batch_stats,
@@ -138,7 +147,7 @@ def test_a_tail_leaves_the_blocks_of_prune_with_the_outputs_own_statistics():
     )
 
 
-@pytest.mark.parametrize("remove", [remove_blocks, lambda n, b: config_without(n.config, b)])
+@pytest.mark.parametrize("remove", [remove_blocks, lambda n, b: n.architecture.without(b)])
 def test_blocks_that_cannot_be_removed_are_refused(remove):
     network = network_of("standard")
     with pytest.raises(ValueError, match="there is no block 6: this network has blocks 0 to 5"):
@@ -152,7 +161,7 @@ def test_blocks_that_cannot_be_removed_are_refused(remove):
 @pytest.mark.parametrize("name", SMALL)
 def test_greedy_removals_are_the_best_single_ones(name):
     network = network_of(name)
-    data, depth = data_of(network), network.config.depth
+    data, depth = data_of(network), network.architecture.depth
     order = greedy_removal_order(network, CRITERIA["loss_increase"], data, removals=3)
     assert len(order) == 3
     removed: list[int] = []
@@ -168,7 +177,7 @@ def test_greedy_removals_are_the_best_single_ones(name):
 
 def test_scores_can_be_those_of_recalibrated_networks():
     network = network_of("homogeneous")
-    images = random_images(network.config, batch=6, seed=5)
+    images = random_images(network.architecture, batch=6, seed=5)
     data = replace(data_of(network), statistics_images=images)
     removed: list[int] = []
     for chosen in greedy_removal_order(network, CRITERIA["loss_increase"], data, removals=2):
@@ -187,7 +196,7 @@ def test_scores_can_be_those_of_recalibrated_networks():
 
 def recalibrated_loss(network: Network, removed: list[int], data: ScoringData) -> float:
     repaired = recalibrate(switch_off(network, removed), data.statistics_images)
-    return oracle_losses(repaired, data, np.ones(network.config.depth))[0][-1].mean()
+    return oracle_losses(repaired, data, np.ones(network.architecture.depth))[0][-1].mean()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -211,9 +220,9 @@ def test_too_many_removals_are_refused():
 @pytest.mark.parametrize("anew", [False, True])
 def test_the_curve_is_that_of_the_networks_on_the_way(anew):
     network = network_of("standard")
-    data = replace(data_of(network), loss=per_sample_loss("l2"), batch_size=5)
+    data = replace(data_of(network), loss=make_cost("l2").value, batch_size=5)
     if anew:
-        images = random_images(network.config, batch=9, seed=3)
+        images = random_images(network.architecture, batch=9, seed=3)
         data = replace(data, statistics_images=images)
     order = [3, 2, 5]
     curve = removal_curve(network, order, data)
@@ -251,7 +260,7 @@ def test_how_many_removals_a_budget_needs():
     config = SMALL["standard"]
     order = [2, 4, 0, 1, 3, 5]
     shares = [
-        counts.multiply_adds(config_without(config, order[:count])).total
+        counts.multiply_adds(config.without(order[:count])).total
         / counts.multiply_adds(config).total
         for count in range(7)
     ]
@@ -260,9 +269,26 @@ def test_how_many_removals_a_budget_needs():
         assert removals_within_budget(config, order, min(share + 1e-3, 1)) == count
     with pytest.raises(ValueError, match="the least share is"):
         removals_within_budget(config, order, shares[-1] / 2)
-    with pytest.raises(ValueError, match="share of multiply-adds in"):
+    with pytest.raises(ValueError, match="budget is 0, but must be a share in"):
         removals_within_budget(config, order, 0)
 
 
-def shapes(tree):
-    return jax.tree.map(lambda leaf: leaf.shape, tree)
+def test_a_branch_that_opens_the_first_level_goes_like_any_other():
+    """Of a bottleneck network with one block, whose removal leaves the stem and its head."""
+    config = replace(BOTTLENECK, blocks=(1, 0))
+    small = check_smaller_network(random_network(config), (0,))
+    assert small.architecture == replace(config, blocks=(0, 0))
+    assert config.subresnet(0) == small.architecture
+
+
+def test_a_network_without_residual_blocks_is_refused():
+    network = random_network(MLP)
+    data = data_of(network)
+    for use in (
+        lambda: remove_blocks(network, [0]),
+        lambda: greedy_removal_order(network, CRITERIA["tail"], data),
+        lambda: removal_curve(network, [0], data),
+        *(lambda name=name: CRITERIA[name](network, data, ()) for name in CRITERIA),
+    ):
+        with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):
+            use()

@@ -9,10 +9,10 @@ import pytest
 
 from ocresnet.data.batches import Batch
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import check_teacher, distillation_loss
-from ocresnet.training.optimizer import paper_optimizer
+from ocresnet.training.optimizers import SGD
 from ocresnet.training.step import (
     AXIS_NAME,
     StepInfo,
@@ -20,6 +20,7 @@ from ocresnet.training.step import (
     init_state,
     make_train_step,
     map_over_devices,
+    training_problem,
 )
 from tests.conftest import random_images, random_network
 from tests.systems import numpy_resnet
@@ -30,7 +31,11 @@ TEACHER = replace(
     ResNetConfig.homogeneous(3, 5, **SHAPE), exits="separate", pixel_mean=(0.3,), stem_stride=2
 )
 CONFIG = TrainingConfig(
-    stage_cost=0.2, distillation=0.7, temperature=3.0, learning_rate=0.02, batch_size=8
+    stage_cost=0.2,
+    distillation=0.7,
+    temperature=3.0,
+    optimizer=SGD(learning_rate=0.02),
+    batch_size=8,
 )
 BATCH = 8
 
@@ -70,11 +75,12 @@ def test_hot_distributions_match_logits():
 
 def take_steps(steps: int, devices: int) -> tuple[TrainState, list[StepInfo], Network]:
     student, teacher = random_network(STUDENT), random_network(TEACHER, seed=1)
-    optimizer = paper_optimizer(CONFIG, student.params, steps_per_epoch=10)
+    problem = training_problem(STUDENT, CONFIG, axis_name=AXIS_NAME)
+    optimizer = CONFIG.optimizer.build(problem, CONFIG.optimizer.schedule_over(CONFIG.epochs, 10))
     variables = jax.tree.map(jnp.array, student.variables)
-    state = init_state(STUDENT, CONFIG, variables, optimizer)
+    state = init_state(problem, CONFIG, variables, optimizer)
     step = map_over_devices(
-        make_train_step(STUDENT, CONFIG, optimizer, AXIS_NAME), jax.devices()[:devices]
+        make_train_step(problem, CONFIG, optimizer, axis_name=AXIS_NAME), jax.devices()[:devices]
     )
     infos = []
     for index in range(steps):
@@ -98,12 +104,12 @@ def test_the_objective_of_a_step_mixes_labels_and_teacher_at_every_output():
         params, stats = jax.tree.map(
             lambda leaf: np.asarray(leaf, np.float64), tuple(network.variables)
         )
-        return numpy_resnet.forward(network.config, params, stats, images, train)
+        return numpy_resnet.forward(network.architecture, params, stats, images, train)
 
-    plain = replace(teacher.config, exits="none", stem_stride=2)
+    plain = replace(teacher.architecture, exits="none", stem_stride=2)
     logits, (targets,) = (
         forward(random_network(STUDENT), True),
-        forward(teacher.replace(config=plain), False),
+        forward(teacher.replace(architecture=plain), False),
     )
     right = softmax(logits)[:, np.arange(BATCH), np.arange(BATCH) % 3]
     losses = 0.3 * -np.log(right).mean(-1) + 0.7 * divergence(logits, targets, 3.0).mean(-1)

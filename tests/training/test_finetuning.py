@@ -9,16 +9,15 @@ import pytest
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import Run, fit, for_dataset
+from ocresnet.training.optimizers import SGD
 from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
 
-PLAIN = TrainingConfig(
-    epochs=2, batch_size=16, milestones=(1,), augmentation="crop", stage_cost=0.0, validation=0.2
-)
+PLAIN = TrainingConfig(epochs=2, batch_size=16, augmentation="crop", stage_cost=0.0, validation=0.2)
 DISTILLED = replace(PLAIN, distillation=0.5)
 
 
@@ -31,12 +30,13 @@ def finetune(
     network: Network, data: Dataset, config: TrainingConfig = PLAIN, workdir=None, **kwargs
 ) -> Run:
     kwargs = {"progress": False, "devices": ONE_DEVICE, "initial": network} | kwargs
-    return fit(network.config, config, data, workdir=workdir, **kwargs)
+    return fit(network.architecture, config, data, workdir=workdir, **kwargs)
 
 
 def test_training_starts_at_the_given_network_and_leaves_it_alone(deep, toy_data):
     start = jax.device_put(prune(deep, 1), jax.devices()[0])
-    tiny = replace(PLAIN, epochs=1, learning_rate=1e-12, momentum=0.0, weight_decay=0.0)
+    still = SGD(learning_rate=1e-12, momentum=0.0, weight_decay=0.0)
+    tiny = replace(PLAIN, epochs=1, optimizer=still)
     result = finetune(start, toy_data, tiny)
     jax.tree.map(
         lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-6),
@@ -45,7 +45,7 @@ def test_training_starts_at_the_given_network_and_leaves_it_alone(deep, toy_data
     )
     # Its buffers are its own: nothing was given away to the training step.
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(start))
-    other = finetune(start, toy_data, replace(tiny, learning_rate=0.1))
+    other = finetune(start, toy_data, replace(tiny, optimizer=replace(still, learning_rate=0.1)))
     difference = jax.tree.map(
         lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
         other.network.params["head"],
@@ -68,7 +68,7 @@ def test_a_killed_distillation_resumes_to_the_same_bits(deep, toy_data, tmp_path
     alone = finetune(start, toy_data)
     assert alone.metrics[0]["objective"] != whole.metrics[0]["objective"]
     assert set(records.read_json(tmp_path / "whole" / records.CONFIG)) == {
-        "network",
+        "architecture",
         "training",
         "data",
         "initial",

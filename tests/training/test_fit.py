@@ -1,5 +1,6 @@
 """`fit`: resuming to the same bits, refusing what cannot work, stopping when told to."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,25 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ocresnet import files
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import trajectory
-from ocresnet.systems.network import load
-from ocresnet.systems.resnet_config import ResNetConfig
-from ocresnet.training import loop, records
+from ocresnet.systems.network import create, load
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.training import checkpoints, loop, records, workdir_lock
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.fit import Run, fit, for_dataset
+from ocresnet.training.fit import Run, fit, for_dataset, run_config
 from ocresnet.training.loop import NonFiniteLossError
+from ocresnet.training.optimizers import SGD
 from ocresnet.training.progress import TrainingProgress
-from ocresnet.training.restore import restore_network
+from ocresnet.training.restore import finished_without_checkpoints, load_configs, restore_network
+from ocresnet.training.workdir_lock import only_run_in
 
 CONFIG = TrainingConfig(
     epochs=3,
     batch_size=16,
-    milestones=(2,),
+    optimizer=SGD(learning_rate=0.05, milestones=(0.7,)),
     augmentation="crop",
     validation=0.2,
     average_decay=0.9,
-    learning_rate=0.05,
 )
 ONE_DEVICE = jax.devices()[:1]
 
@@ -42,6 +45,16 @@ def network(data: Dataset) -> ResNetConfig:
 def run(data: Dataset, workdir=None, config: TrainingConfig = CONFIG, **kwargs) -> Run:
     kwargs = {"progress": False, "devices": ONE_DEVICE} | kwargs
     return fit(network(data), config, data, workdir=workdir, **kwargs)
+
+
+WHOLE: list[Run] = []
+
+
+def whole_run(data: Dataset) -> Run:
+    """The run of `CONFIG` without interruptions, trained once for all tests."""
+    if not WHOLE:
+        WHOLE.append(run(data))
+    return WHOLE[0]
 
 
 def without_times(rows):
@@ -74,7 +87,7 @@ def killed_after(monkeypatch, steps: int):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(toy_data, tmp_path, monkeypatch):
-    whole = run(toy_data, tmp_path / "whole")
+    whole = whole_run(toy_data)
     for steps in (6, 2):  # in the middle of the second epoch; and again, in that of the first left
         with monkeypatch.context() as patch:
             killed_after(patch, steps)
@@ -94,7 +107,7 @@ def test_a_killed_run_resumes_to_the_same_bits(toy_data, tmp_path, monkeypatch):
 
 
 def test_sigterm_saves_in_the_middle_of_an_epoch_and_the_run_continues(toy_data, tmp_path):
-    whole = run(toy_data, tmp_path / "whole")
+    whole = whole_run(toy_data)
     before = signal.getsignal(signal.SIGTERM)
     sent = threading.Event()
     original = TrainingProgress.step
@@ -156,11 +169,13 @@ def test_what_a_run_leaves_behind(toy_data, tmp_path):
     for saved in (load(tmp_path / "network"), restore_network(tmp_path, "last")):
         jax.tree.map(np.testing.assert_array_equal, saved, result.network)
     best = restore_network(tmp_path, "best")
-    assert best.config == result.network.config
+    assert best.architecture == result.network.architecture
 
 
 def test_training_learns_and_devices_agree(toy_data):
-    config = replace(CONFIG, epochs=6, milestones=(), average_decay=0.0)
+    config = replace(
+        CONFIG, epochs=6, optimizer=SGD(learning_rate=0.05, milestones=()), average_decay=0.0
+    )
     one, two = run(toy_data, config=config), run(toy_data, config=config, devices=jax.devices()[:2])
     assert one.metrics[-1]["test"]["accuracies"][-1] > 0.7
     np.testing.assert_allclose(one.metrics[0]["objective"], two.metrics[0]["objective"], rtol=1e-3)
@@ -191,13 +206,13 @@ def test_any_per_sample_loss_trains(toy_data):
 
 def test_data_that_was_split_before_has_a_best_checkpoint(toy_data, tmp_path):
     run(toy_data.split(0.2), tmp_path, config=replace(CONFIG, epochs=1, validation=0.0))
-    assert restore_network(tmp_path, "best").config.depth == 2
+    assert restore_network(tmp_path, "best").architecture.depth == 2
     with pytest.raises(ValueError, match="split only once"):
         run(toy_data.split(0.2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy_data, tmp_path):
-    run_config = replace(CONFIG, learning_rate=1e30, epochs=2)
+    run_config = replace(CONFIG, optimizer=SGD(learning_rate=1e30), epochs=2)
     with pytest.raises(NonFiniteLossError, match=r"(loss is nan at step \d|not finite).*epoch 1"):
         run(toy_data, tmp_path, config=run_config)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -262,6 +277,20 @@ def test_what_cannot_work_is_refused_before_anything_is_compiled(toy_data, tmp_p
         run(toy_data, tmp_path / "file")
 
 
+def test_swapped_arguments_and_other_kinds_are_named(toy_data):
+    architecture = network(toy_data)
+    for arguments, message in (
+        ((CONFIG, architecture, toy_data), "architecture is a TrainingConfig, but must be an Arch"),
+        ((architecture, toy_data, CONFIG), "config is a Dataset, but must be a TrainingConfig"),
+        ((architecture, CONFIG, {"train": 1}), "data is a dict, but must be a Dataset"),
+        ((architecture, CONFIG, toy_data.train_images), "data is a ndarray, but must be a Dataset"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"architecture, config and data in this order: {message}"
+        ):
+            fit(*arguments)
+
+
 def test_restoring_what_is_not_there(tmp_path, toy_data):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         restore_network(tmp_path)
@@ -270,14 +299,239 @@ def test_restoring_what_is_not_there(tmp_path, toy_data):
         restore_network(tmp_path, "best")
 
 
-def test_a_finished_run_without_checkpoints_still_has_its_last_network(toy_data, tmp_path):
-    finished = run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+def same_network(one, other) -> None:
+    assert one.architecture == other.architecture
+    jax.tree.map(np.testing.assert_array_equal, tuple(one.variables), tuple(other.variables))
+
+
+def test_a_finished_run_without_checkpoints_is_what_it_was(toy_data, tmp_path):
+    config = replace(CONFIG, epochs=2, stage_cost=0.0)
+    finished = run(toy_data, tmp_path, config=config)
     shutil.rmtree(tmp_path / "checkpoints")
-    restored = restore_network(tmp_path)
-    assert restored.config == finished.network.config
-    for one, other in zip(
-        *map(jax.tree.leaves, (restored.variables, finished.network.variables)), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = run(toy_data, tmp_path, config=config)
+    assert again.metrics == finished.metrics and not again.interrupted
+    same_network(again.network, finished.network)
+    assert again.trajectories.keys() == finished.trajectories.keys()
+    for part, measured in finished.trajectories.items():
+        jax.tree.map(np.testing.assert_array_equal, again.trajectories[part], measured)
+    del kept[tmp_path / workdir_lock.LOCK]
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    same_network(restore_network(tmp_path), finished.network)
     with pytest.raises(FileNotFoundError, match="there are no checkpoints"):
         restore_network(tmp_path, "best")
+    with pytest.raises(ValueError, match=r"training\.seed is 0 there and 1 here"):
+        run(toy_data, tmp_path, config=replace(config, seed=1))
+    path = tmp_path / records.METRICS
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
+    with pytest.raises(ValueError, match="is damaged: it is not what the checkpoints"):
+        run(toy_data, tmp_path, config=config)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"train": 3}', "{", '{"metrics": "x"}'])
+def test_a_damaged_trajectory_is_one_sentence(toy_data, tmp_path, content):
+    config = replace(CONFIG, epochs=1)
+    (tmp_path / records.TRAJECTORY).write_text(content)
+    (tmp_path / records.NETWORK).mkdir()
+    description = run_config(network(toy_data), config, toy_data)
+    records.check_config(tmp_path, records.plain(description))
+    (tmp_path / records.METRICS).write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match=r"(trajectory|metrics)\.json.? is damaged"):
+        finished_without_checkpoints(tmp_path, records.plain(description), epochs=1)
+
+
+def test_lost_checkpoints_of_a_run_in_the_middle_are_no_new_start(toy_data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_after(patch, 9)
+        with pytest.raises(Killed):
+            run(toy_data, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    rows = (tmp_path / records.METRICS).read_bytes()
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match="2 of 3 epochs are done, but its checkpoints are gone"
+        ):
+            run(toy_data, tmp_path)
+        assert (tmp_path / records.METRICS).read_bytes() == rows
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(toy_data, tmp_path, monkeypatch):
+    whole = whole_run(toy_data)
+    with monkeypatch.context() as patch:
+
+        def dying(*arguments):
+            raise Killed
+
+        patch.setattr(checkpoints.Checkpoints, "save", dying)
+        with pytest.raises(Killed):
+            run(toy_data, tmp_path / "killed")
+    assert len(records.read_metrics(tmp_path / "killed")) == 1
+    assert without_times(run(toy_data, tmp_path / "killed").metrics) == without_times(whole.metrics)
+
+
+def flip_a_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def newest_arrays(workdir):
+    """The largest file of the newest checkpoint."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    return max(
+        (path for path in (newest / "state").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+
+
+def test_a_damaged_checkpoint_is_left_out_and_the_run_comes_to_the_same_bits(
+    toy_data, tmp_path, monkeypatch
+):
+    whole = whole_run(toy_data)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 10)
+        with pytest.raises(Killed):
+            run(toy_data, tmp_path / "damaged")
+    flip_a_bit(newest_arrays(tmp_path / "damaged"))
+    with pytest.raises(ValueError, match="checkpoint .*/8 is damaged: .* is not as it was saved"):
+        restore_network(tmp_path / "damaged")
+    notes: list[str] = []
+    monkeypatch.setattr(TrainingProgress, "note", lambda self, text: notes.append(text))
+    resumed = run(toy_data, tmp_path / "damaged")
+    assert "checkpoints/8 is damaged" in notes[0] and "continuing after epoch 1" in notes[1]
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
+    same_network(resumed.network, whole.network)
+    # The damaged one was written anew.
+    notes.clear()
+    run(toy_data, tmp_path / "damaged")
+    assert len(notes) == 1 and "continuing after epoch 3" in notes[0]
+    same_network(restore_network(tmp_path / "damaged"), whole.network)
+
+
+def test_a_run_with_no_whole_checkpoint_is_no_new_start(toy_data, tmp_path):
+    run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+    flip_a_bit(newest_arrays(tmp_path))
+    with pytest.raises(
+        ValueError, match="no checkpoint in .* can be read .*is not as it was saved"
+    ):
+        run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+
+
+def test_a_position_that_is_not_that_of_its_step_is_refused(toy_data, tmp_path):
+    config = replace(CONFIG, epochs=1)
+    run(toy_data, tmp_path, config=config)
+    about = tmp_path / "checkpoints" / "4" / "checkpoint.json"
+    value = files.read_json(about)
+    value["position"]["step_in_epoch"] = 1
+    files.write_json(about, files.sealed(value))
+    with pytest.raises(ValueError, match="checkpoint 4 .* step 1 after 1 epochs of 4 steps"):
+        run(toy_data, tmp_path, config=config)
+
+
+def test_two_runs_in_one_workdir_do_not_meet(toy_data, tmp_path):
+    finished = run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+    rows = (tmp_path / records.METRICS).read_bytes()
+    with only_run_in(tmp_path):
+        with pytest.raises(OSError, match=f"is in use by process {os.getpid()} on "):
+            run(toy_data, tmp_path, config=replace(CONFIG, epochs=1))
+        assert (tmp_path / records.METRICS).read_bytes() == rows
+    assert run(toy_data, tmp_path, config=replace(CONFIG, epochs=1)).metrics == finished.metrics
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_the_run_continues(
+    toy_data, tmp_path, monkeypatch
+):
+    whole = whole_run(toy_data)
+    with monkeypatch.context() as patch:
+        written = checkpoints.write_json
+
+        def full(path, value):
+            if value["step"] == 8:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written(path, value)
+
+        patch.setattr(checkpoints, "write_json", full)
+        with pytest.raises(OSError) as error:
+            run(toy_data, tmp_path / "full")
+    assert str(error.value) == (
+        f"checkpoint 8 cannot be written to {tmp_path}/full/checkpoints: No space left on device; "
+        "checkpoint 4 stays."
+    )
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["4"]
+    resumed = run(toy_data, tmp_path / "full")
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
+
+
+@pytest.mark.parametrize("where", ["setting up", "the last evaluation"])
+def test_an_interrupt_outside_the_epochs_stops_the_run_cleanly(
+    toy_data, tmp_path, monkeypatch, where
+):
+    config = replace(CONFIG, epochs=1)
+    owner, name = {
+        "setting up": (ResNetConfig, "init"),
+        "the last evaluation": (loop.TrainingLoop, "evaluate"),
+    }[where]
+    original = getattr(owner, name)
+
+    def interrupted(*arguments, **keywords):
+        # Of the evaluations only the last is of the training set too.
+        if name == "init" or "train" in arguments[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        stopped = run(toy_data, tmp_path, config=config)
+    assert stopped.interrupted and stopped.trajectories == {}
+    assert len(stopped.metrics) == (0 if where == "setting up" else 1)
+    assert not (tmp_path / records.TRAJECTORY).exists()
+    resumed = run(toy_data, tmp_path, config=config)
+    assert not resumed.interrupted and set(resumed.trajectories) == {"train", "validation", "test"}
+
+
+def test_what_is_held_out_does_not_show_in_the_mean_of_the_pixels(toy_data, monkeypatch):
+    def trained_on(architecture: ResNetConfig, **kwargs) -> ResNetConfig:
+        """The architecture that is trained in the end."""
+        found = []
+
+        def begin(network, *arguments, **keywords):
+            found.append(network)
+            raise Killed
+
+        monkeypatch.setattr("ocresnet.training.fit.TrainingLoop", begin)
+        with pytest.raises(Killed):
+            fit(architecture, CONFIG, toy_data, devices=ONE_DEVICE, **kwargs)
+        return found[0]
+
+    split = toy_data.split(CONFIG.validation, CONFIG.seed)
+    assert split.pixel_statistics != toy_data.pixel_statistics
+    before_the_split = replace(network(toy_data), classes=5)
+    assert trained_on(before_the_split) == replace(for_dataset(before_the_split, split), classes=5)
+    assert trained_on(network(split)) == network(split)
+    own = replace(network(toy_data), pixel_mean=(1.0,), pixel_deviation=(2.0,))
+    assert trained_on(own) == own
+    # A network that was trained before stays what it is.
+    initial = create(network(toy_data))
+    assert trained_on(initial.architecture, initial=initial) == initial.architecture
+
+
+def test_a_damaged_configuration_is_one_sentence(toy_data, tmp_path):
+    description = records.plain(run_config(network(toy_data), CONFIG, toy_data))
+    for content in (
+        None,
+        [],
+        "text",
+        3,
+        {},
+        {**description, "architecture": None},
+        {**description, "architecture": {**description["architecture"], "blocks": 7}},
+        {**description, "architecture": {**description["architecture"], "blocks": [[1]]}},
+        {**description, "training": [1]},
+        {**description, "data": None},
+        {**description, "data": {"samples": 3, "fingerprint": "x"}},
+    ):
+        files.write_json(tmp_path / records.CONFIG, content)
+        with pytest.raises(ValueError, match=r"config\.json in .* is damaged: "):
+            load_configs(tmp_path)

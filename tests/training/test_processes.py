@@ -17,11 +17,14 @@ import sys, jax
 rank, address, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 if rank >= 0:
     jax.distributed.initialize(address, num_processes=2, process_id=rank)
-import ocresnet
-data = ocresnet.load_dataset("digits")
-network = ocresnet.for_dataset(ocresnet.ResNetConfig.homogeneous(blocks=2, filters=4), data)
-config = ocresnet.TrainingConfig(epochs=1, batch_size=64, milestones=(), augmentation="crop")
-ocresnet.fit(network, config, data, workdir=workdir, progress=False)
+from ocresnet.data.sources import load_dataset
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.fit import fit, for_dataset
+data = load_dataset("digits")
+network = for_dataset(ResNetConfig.homogeneous(blocks=2, filters=4), data)
+config = TrainingConfig(epochs=1, batch_size=64, augmentation="crop")
+fit(network, config, data, workdir=workdir, progress=False)
 """
 
 

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from ocresnet.data.batches import Batch
-from ocresnet.systems import resnet
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems import network as networks
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.optimizer import paper_optimizer
+from ocresnet.training.optimizers import SGD
 from ocresnet.training.step import (
     AXIS_NAME,
     TrainState,
     init_state,
     make_train_step,
     map_over_devices,
+    training_problem,
 )
 from tests.conftest import SMALL, random_images
 
@@ -26,11 +27,11 @@ BATCH = 16
 
 def train(network: ResNetConfig, config: TrainingConfig, steps: int = 3, devices: int = 1):
     """The state and infos after a few steps from the same start."""
-    variables = resnet.init(network, jax.random.key(0))
-    optimizer = paper_optimizer(config, variables.params, steps_per_epoch=10)
-    state = init_state(network, config, variables, optimizer)
+    problem = training_problem(network, config, axis_name=AXIS_NAME)
+    optimizer = config.optimizer.build(problem, config.optimizer.schedule_over(config.epochs, 10))
+    state = init_state(problem, config, network.init(jax.random.key(0)), optimizer)
     step = map_over_devices(
-        make_train_step(network, config, optimizer, AXIS_NAME), jax.devices()[:devices]
+        make_train_step(problem, config, optimizer, axis_name=AXIS_NAME), jax.devices()[:devices]
     )
     infos = []
     for index in range(steps):
@@ -88,9 +89,11 @@ def test_the_gradient_is_that_of_equation_3(schedule, shares):
     network = SMALL["homogeneous"]
     gamma = 0.3
     config = TrainingConfig(
-        stage_cost=gamma, stage_cost_schedule=schedule, momentum=0.0, weight_decay=0.0
+        stage_cost=gamma,
+        stage_cost_schedule=schedule,
+        optimizer=SGD(momentum=0.0, weight_decay=0.0),
     )
-    start = resnet.init(network, jax.random.key(0))
+    start = network.init(jax.random.key(0))
     images = random_images(network, batch=BATCH, seed=0)
     labels = np.arange(BATCH) % network.classes
 
@@ -98,7 +101,7 @@ def test_the_gradient_is_that_of_equation_3(schedule, shares):
     def gradient_of_exit(params, index):
         def loss(params):
             variables = start._replace(params=params)
-            logits, _ = resnet.apply(network, variables, images, train=True)
+            logits, _ = networks.apply(network, variables, images, train=True)
             log_probabilities = jax.nn.log_softmax(logits[index])
             return -jnp.mean(log_probabilities[jnp.arange(BATCH), labels])
 
@@ -120,7 +123,7 @@ def test_the_gradient_is_that_of_equation_3(schedule, shares):
 def test_eight_devices_give_the_run_of_one(exits):
     """Batch norm sees the whole batch, gradients are means over it: only rounding differs."""
     network = replace(SMALL["standard"], exits=exits)
-    config = TrainingConfig(learning_rate=0.01, average_decay=0.5)
+    config = TrainingConfig(optimizer=SGD(learning_rate=0.01), average_decay=0.5)
     one, one_infos = train(network, config, devices=1)
     eight, eight_infos = train(network, config, devices=8)
     assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, eight)
@@ -134,7 +137,7 @@ def test_eight_devices_give_the_run_of_one(exits):
 def test_the_average_follows_parameters_and_statistics():
     network, decay = SMALL["homogeneous"], 0.2
     config = TrainingConfig(average_decay=decay)
-    expected = resnet.init(network, jax.random.key(0))
+    expected = network.init(jax.random.key(0))
     for steps in range(1, 5):
         state, _ = train(network, config, steps=steps)
         # At first (1 + t) / (10 + t), so that the random start does not stay in the average.

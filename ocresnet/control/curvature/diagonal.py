@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ocresnet.control.curvature_protocol import (
+from ocresnet.control.curvature.protocol import (
     CurvatureState,
     Entries,
     Metric,

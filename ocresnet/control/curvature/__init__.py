@@ -8,9 +8,9 @@
 Each serves `ocnopt(curvature=...)`, and alone, without control, `scale_by_curvature`.
 """
 
-from ocresnet.control.curvature_protocol import Curvature
-from ocresnet.control.diagonal import Diagonal, Identity
-from ocresnet.control.kronecker import Kronecker, Moments
+from ocresnet.control.curvature.diagonal import Diagonal, Identity
+from ocresnet.control.curvature.kronecker import Kronecker, Moments
+from ocresnet.control.curvature.protocol import Curvature
 
 __all__ = ["Curvature", "diagonal", "ekfac", "identity", "kfac"]
 

@@ -1,17 +1,11 @@
 """Equation (3) and its losses, against numpy."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.objective import (
-    objective,
-    output_losses,
-    per_sample_loss,
-    separate_exit_mask,
-    stage_costs,
-    weight_decay_mask,
-)
+from ocresnet.costs import Cost, make_cost
+from ocresnet.problem import Problem, objective_of_outputs, stage_costs, weighted_sum
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
 LABELS = np.array([0, 2, 1, 1, 0])
@@ -25,47 +19,34 @@ def smoothed(smoothing):
 def test_cross_entropy(smoothing):
     log_probabilities = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
     wanted = -np.sum(smoothed(smoothing) * log_probabilities, -1)
-    got = per_sample_loss("cross_entropy", smoothing)(LOGITS, LABELS)
+    got = make_cost("cross_entropy", smoothing).value(LOGITS, LABELS)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_l2(smoothing):
     wanted = 0.5 * np.sum((LOGITS - smoothed(smoothing)) ** 2, -1)
-    np.testing.assert_allclose(per_sample_loss("l2", smoothing)(LOGITS, LABELS), wanted, rtol=1e-5)
+    np.testing.assert_allclose(make_cost("l2", smoothing).value(LOGITS, LABELS), wanted, rtol=1e-5)
 
 
 def test_objective_is_equation_3():
-    losses = output_losses(per_sample_loss(), LOGITS, LABELS)
+    losses = make_cost().value(LOGITS, LABELS).mean(-1)
     assert losses.shape == (4,)
     wanted = losses[3] + 0.02 * (losses[0] + losses[1] + losses[2])
-    np.testing.assert_allclose(objective(losses, 0.02), wanted, rtol=1e-6)
-    assert objective(losses, 0.0) == losses[3]
+    np.testing.assert_allclose(weighted_sum(losses, 0.02), wanted, rtol=1e-6)
+    assert weighted_sum(losses, 0.0) == losses[3]
+    system = ResidualMLPConfig(blocks=3, classes=3).system()
+    problem = Problem(system, stage_cost=0.02)
+    np.testing.assert_allclose(objective_of_outputs(problem, LOGITS, LABELS), wanted, rtol=1e-6)
 
 
 def test_any_per_sample_loss_can_be_used():
-    losses = output_losses(lambda logits, labels: logits[..., 0] * labels, LOGITS, LABELS)
-    np.testing.assert_allclose(losses, (LOGITS[..., 0] * LABELS).mean(-1), rtol=1e-5)
-
-
-def test_masks_name_residual_branches_and_separate_heads():
-    tree = {
-        "stem": jnp.zeros(1),
-        "stage_0": {"residual": {"k": jnp.zeros(1)}, "exit": {"norm": {"scale": jnp.zeros(1)}}},
-    }
-    all_of_it = weight_decay_mask(tree, "all")
-    assert all_of_it == {
-        "stem": True,
-        "stage_0": {"residual": {"k": True}, "exit": {"norm": {"scale": True}}},
-    }
-    assert weight_decay_mask(tree, "residual_branches") == {
-        "stem": False,
-        "stage_0": {"residual": {"k": True}, "exit": {"norm": {"scale": False}}},
-    }
-    assert separate_exit_mask(tree) == {
-        "stem": False,
-        "stage_0": {"residual": {"k": False}, "exit": {"norm": {"scale": True}}},
-    }
+    cost = Cost(lambda logits, labels: logits[..., 0] * labels)
+    problem = Problem(ResidualMLPConfig(blocks=3, classes=3).system(), cost, stage_cost=0.5)
+    losses = (LOGITS[..., 0] * LABELS).mean(-1)
+    wanted = losses[3] + 0.5 * losses[:3].sum()
+    got = objective_of_outputs(problem, LOGITS, LABELS)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +55,7 @@ def test_masks_name_residual_branches_and_separate_heads():
 )
 def test_unknown_losses_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        per_sample_loss(*arguments)
+        make_cost(*arguments)
 
 
 def test_stage_costs_over_depth_have_the_same_mean():
@@ -87,9 +68,9 @@ def test_stage_costs_over_depth_have_the_same_mean():
         np.testing.assert_allclose(stage_costs(0.1, 4, schedule), wanted, rtol=1e-6)
     np.testing.assert_allclose(stage_costs(0.1, 8, "terminal"), [0] * 6 + [0.4] * 2, rtol=1e-6)
     for schedule in expected:
-        assert stage_costs(0.1, 0, schedule).shape == (0,)
+        assert stage_costs(0.1, 0, schedule) == ()
     losses = np.array([4.0, 3.0, 2.0, 1.0, 0.5])
     wanted = 0.5 + 0.04 * 4 + 0.08 * 3 + 0.12 * 2 + 0.16 * 1
-    assert objective(losses, stage_costs(0.1, 4, "linear")) == pytest.approx(wanted)
+    assert weighted_sum(losses, stage_costs(0.1, 4, "linear")) == pytest.approx(wanted)
     with pytest.raises(ValueError, match="must be one of constant, linear, terminal"):
         stage_costs(0.1, 4, "quadratic")

@@ -15,7 +15,7 @@ Notation (one affine layer: dense, convolution, projection; W its kernel with th
 Martens and Grosse 2015; Grosse and Martens 2016 (convolutions); George et al. 2018 (EKFAC). The
 expectation is over the samples of a batch with their own labels (empirical Fisher). A layer that is
 read at several depths counts each of them as a location. Arrays that no layer owns (normalisation,
-transitions that are not built from `systems/layers.py`) get EKFAC's formula in their own
+what a system declares no layer for) get EKFAC's formula in their own
 coordinates, D / (m + damping). Everything here is at least float32, whatever the activations are.
 """
 
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ocresnet.control.curvature_protocol import (
+from ocresnet.control.curvature.protocol import (
     CurvatureState,
     Entries,
     Metric,
@@ -54,7 +54,7 @@ class AffineLayer(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Curvature of an affine layer; in a scanned segment every array has a leading axis [length].
+    """Curvature of an affine layer; in a stacked segment every array has a leading axis [length].
 
     Attributes:
       inputs: A.
@@ -186,17 +186,17 @@ class Kronecker:
 
 
 def affine_layers(system: System, params: PyTree) -> dict[str, AffineLayer]:
-    """The layers made by `systems/layers.py`, by path: the dictionaries that have a `kernel`."""
-    opaque = {segment.name for segment in system.segments if segment.opaque}
-    stacked = {segment.name for segment in system.segments if segment.length is not None}
-    layers = {}
+    """The layers that the system declares, by their path in the parameters."""
+    declared = dict.fromkeys(system.shared_layers, False)
+    for segment in system.segments:
+        for path in segment.layers:
+            declared["/".join(filter(None, (segment.name, path)))] = segment.stacked
     flat = flatten(params)
-    for path, leaf in flat.items():
-        layer, _, name = path.rpartition("/")
-        segment = path.split("/")[0]
-        if name == "kernel" and segment not in opaque:
-            layers[layer] = AffineLayer(leaf.shape, f"{layer}/bias" in flat, segment in stacked)
-    return layers
+    return {
+        path: AffineLayer(flat[f"{path}/kernel"].shape, f"{path}/bias" in flat, stacked)
+        for path, stacked in declared.items()
+        if f"{path}/kernel" in flat
+    }
 
 
 def layer_matrix(flat: dict[str, Array], path: str, layer: Layer) -> Array:

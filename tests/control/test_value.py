@@ -1,6 +1,6 @@
 """The low-rank recursion against full matrices, for random factors, gradients and curvatures.
 
-Notation as in `dense.py` and `ocresnet/control/bellman.py`; Y are the factors at the last state,
+Notation as in `dense.py` and `ocresnet/control/value.py`; Y are the factors at the last state,
 V_xx,K = kappa Y Y^T, and G_k, P_k those pulled back.
 """
 
@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.control.bellman import Policy, linear_rollout, value_recursion
+from ocresnet.control.value import (
+    Policy,
+    Value,
+    clipped,
+    joint_minimum,
+    linear_rollout,
+    value_recursion,
+)
 from tests.control.dense import Chain, bellman, chain, total_jacobian, walk
 from tests.control.networks import mlp_problem, random_batch, random_params, random_spd
 
@@ -82,11 +89,24 @@ def columns(jacobians, rank: int, spanned: bool, seed: int = 3, scale: float = 1
 
 
 def solve(case: Columns, rank: int, value_update: str) -> Policy:
-    recursion = jax.jit(value_recursion, static_argnums=(2, 4))
-    policy = recursion(
-        jnp.asarray(case.gram), jnp.asarray(case.coordinates), rank, KAPPA, value_update
+    """Of every stage, where its one player's is that of the stage."""
+    kappa = 0.0 if value_update == "none" else KAPPA
+    decide = clipped if value_update == "clipped" else joint_minimum
+    policy = jax.jit(value_recursion, static_argnums=4)(
+        *stages(case, rank), Value(jnp.asarray(case.coordinates), jnp.eye(rank)), kappa, decide
     )
-    return jax.tree.map(np.asarray, policy)
+    return Policy(*(np.asarray(leaf[:, 0]) for leaf in policy))
+
+
+def stages(case: Columns, rank: int) -> tuple[jax.Array, jax.Array]:
+    """Gram matrices of single players, and no drift."""
+    return jnp.asarray(case.gram[:, None]), jnp.zeros((len(case.M), rank))
+
+
+def rolled_out(case: Columns, rank: int, policy: Policy) -> jax.Array:
+    """The weights that a linear rollout applies."""
+    policy = Policy(*(jnp.asarray(leaf[:, None]) for leaf in policy))
+    return jax.jit(linear_rollout)(policy, *stages(case, rank), KAPPA)[0][:, 0]
 
 
 def step(case: Columns, stage: int, applied: np.ndarray) -> np.ndarray:
@@ -134,7 +154,7 @@ def test_policy_and_value_are_those_of_full_matrices(value_update, rank, spanned
 def test_linear_rollout_needs_no_states(value_update, rank, spanned):
     case = columns(network().jacobians, rank, spanned)
     policy = solve(case, rank, value_update)
-    applied = jax.jit(linear_rollout)(policy, jnp.asarray(case.gram), KAPPA)
+    applied = rolled_out(case, rank, policy)
 
     def decide(stage, dx):
         weights = policy.weights[stage].copy()
@@ -171,10 +191,11 @@ def test_exact_gain_of_a_stage_is_that_of_its_own_block():
     """1 - q^T (gamma I + q q^T)^-1 q = gamma / (gamma + |q|^2), and V_xx never grows."""
     q = np.random.default_rng(0).normal(size=6)
     gamma = 1 / ETA
-    policy = value_recursion(jnp.asarray([[[ETA * q @ q]]]), jnp.ones(1), 1, 1.0, "exact")
+    last = Value(jnp.ones(1), jnp.eye(1))
+    policy = value_recursion(jnp.full((1, 1, 1, 1), ETA * q @ q), jnp.zeros((1, 1)), last, 1.0)
     expected = 1 - q @ np.linalg.solve(gamma * np.eye(6) + np.outer(q, q), q)
     np.testing.assert_allclose(expected, gamma / (gamma + q @ q), rtol=1e-13)
-    np.testing.assert_allclose(policy.gains[0, 0, 0], expected, rtol=1e-13)
+    np.testing.assert_allclose(policy.gains[0, 0, 0, 0], expected, rtol=1e-13)
 
     gains = solve(columns(network().jacobians, 3, False, scale=10.0), 3, "exact").gains
     np.testing.assert_array_equal(gains, np.swapaxes(gains, -1, -2))
@@ -187,7 +208,7 @@ def test_without_value_correction_the_sweep_is_block_gauss_seidel(spanned):
     """d theta = -(M / eta + strictly lower blocks of the Gauss-Newton matrix)^-1 g."""
     rank = 3
     case = columns(network().jacobians, rank, spanned)
-    applied = linear_rollout(solve(case, rank, "none"), jnp.asarray(case.gram), KAPPA)
+    applied = rolled_out(case, rank, solve(case, rank, "none"))
     change = np.concatenate([step(case, stage, own) for stage, own in enumerate(applied)])
 
     jacobian = total_jacobian(network().jacobians)

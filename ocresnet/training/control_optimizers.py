@@ -1,0 +1,230 @@
+"""Optimizers of second order: a curvature alone, or with the feedback of OCNOpt."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jax
+import optax
+
+from ocresnet.control import curvature as curvatures
+from ocresnet.control.curvature import Curvature, Moments
+from ocresnet.control.linearize import Keep
+from ocresnet.control.optimizer import ocnopt
+from ocresnet.control.settings import Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.costs import Factor
+from ocresnet.problem import Problem
+from ocresnet.systems.architecture import Architecture, require_one_of
+from ocresnet.systems.system import Variables
+from ocresnet.training.checks import is_number, require, require_share
+from ocresnet.training.optimizer import Optimizer
+from ocresnet.training.schedules import ScheduleName
+
+Array = jax.Array
+
+CurvatureName = Literal["identity", "diagonal", "kfac", "ekfac"]
+
+CURVATURES: dict[str, Callable[..., Curvature]] = {
+    "identity": curvatures.identity,
+    "diagonal": curvatures.diagonal,
+    "kfac": curvatures.kfac,
+    "ekfac": curvatures.ekfac,
+}
+
+SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments")
+"""What some curvature can be told; each has its own defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureOptimizer(Optimizer):
+    """M^-1 g with momentum and decoupled weight decay.
+
+    Settings of the curvature are None where its own default is meant (`control/curvature`).
+
+    Attributes:
+      momentum: decay of the accumulated directions, in [0, 1).
+      damping: of K-FAC and EKFAC.
+      decay: of the moving averages of a diagonal, K-FAC or EKFAC.
+      epsilon: of a diagonal.
+      factor_every, eigen_every: updates between two estimates of K-FAC's and EKFAC's factors, and
+        of their eigenvectors.
+      moments: of EKFAC, "batch" or "per_example".
+    """
+
+    schedule: ScheduleName = "cosine"
+    momentum: float = 0.0
+    damping: float | None = None
+    decay: float | None = None
+    epsilon: float | None = None
+    factor_every: int | None = None
+    eigen_every: int | None = None
+    moments: Moments | None = None
+
+    @property
+    def curvature_name(self) -> CurvatureName:
+        """Which curvature M is."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share("momentum", self.momentum)
+        require_one_of("curvature", self.curvature_name, get_args(CurvatureName))
+        known = inspect.signature(CURVATURES[self.curvature_name]).parameters
+        for name, value in self._curvature_settings().items():
+            if name not in known:
+                of = f"it has {', '.join(known)}" if known else "it has no settings"
+                raise ValueError(
+                    f"{name} is {value!r}, but curvature {self.curvature_name!r} has no such "
+                    f"setting: {of}."
+                )
+            if name != "moments":
+                require(name, value, is_number(value), "a number")
+        self.curvature_of_controls()
+
+    def _curvature_settings(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def curvature_of_controls(self) -> Curvature:
+        """M."""
+        return CURVATURES[self.curvature_name](**self._curvature_settings())
+
+    def choices(self, devices: int) -> dict[str, Any]:
+        """The choices of `ocnopt` on each of so many devices."""
+        return {"feedback": "none"}
+
+    def transformation(
+        self,
+        problem: Problem,
+        schedule: optax.Schedule,
+        weight_decay: float | Array,
+        *,
+        devices: int,
+        axis_name: str | None,
+        seed: int | Array,
+    ) -> optax.GradientTransformation:
+        return ocnopt(
+            problem,
+            schedule,
+            momentum=self.momentum,
+            weight_decay=weight_decay,
+            weight_decay_mask=self.decay_mask,
+            curvature=self.curvature_of_controls(),
+            axis_name=axis_name,
+            seed=seed,
+            **self.choices(devices),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFAC(CurvatureOptimizer):
+    """K-FAC (Martens and Grosse 2015), for dense and convolutional layers."""
+
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+
+    @property
+    def curvature_name(self) -> CurvatureName:
+        return "kfac"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EKFAC(CurvatureOptimizer):
+    """EKFAC (George et al. 2018): K-FAC's eigenvectors, with the gradient's second moments."""
+
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+
+    @property
+    def curvature_name(self) -> CurvatureName:
+        return "ekfac"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OCNOpt(CurvatureOptimizer):
+    """OCNOpt: the Bellman recursion, kept to second order, as an optimizer (`control.ocnopt`).
+
+    Attributes:
+      curvature: of the controls, "identity", "diagonal", "kfac" or "ekfac".
+      feedback: "none", "stacked", "joint" or "per_sample".
+      rollout: "nonlinear" or "linear".
+      beta, value_beta: weight of the terminal curvature in the feedback and in the value function;
+        None: that of `beta`.
+      value_update: "exact" or "clipped".
+      factor: of the terminal curvature, "gradient", "sampled" or "exact". The random numbers of the
+        last two differ between numbers of devices.
+      groups: of feedback "joint": how many parts of the whole batch, over all devices.
+    """
+
+    learning_rate: float = 0.01
+    curvature: CurvatureName = "ekfac"
+    feedback: Feedback = "stacked"
+    rollout: RolloutKind = "nonlinear"
+    beta: float = 1.0
+    value_beta: float | None = None
+    value_update: ValueUpdate = "exact"
+    factor: Factor = "gradient"
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "value_beta"):
+            value = getattr(self, name)
+            number = is_number(value) or (name == "value_beta" and value is None)
+            require(name, value, number, "a number, at least 0")
+        super().__post_init__()
+        require_one_of("value_update", self.value_update, get_args(ValueUpdate))
+        Settings(**self.choices(1))
+
+    @property
+    def curvature_name(self) -> CurvatureName:
+        return self.curvature
+
+    def choices(self, devices: int) -> dict[str, Any]:
+        return {
+            "feedback": self.feedback,
+            "rollout": self.rollout,
+            "beta": self.beta,
+            "value_beta": self.value_beta,
+            "value_update": self.value_update,
+            "factor": self.factor,
+            "groups": -(-self.groups // devices),
+        }
+
+    def keep_on(self, devices: int) -> Keep:
+        return Settings(**self.choices(devices)).keep
+
+    def check(
+        self,
+        architecture: Architecture,
+        problem: Problem,
+        variables: Variables,
+        devices: int,
+        samples: int,
+    ) -> None:
+        super().check(architecture, problem, variables, devices, samples)
+        statistics = bool(jax.tree.leaves(variables.batch_stats))
+        name = type(architecture).__name__
+        if self.feedback == "per_sample" and (statistics or problem.system.shared):
+            what = "batch statistics" if statistics else "parameters that several blocks share"
+            raise ValueError(
+                f"feedback 'per_sample' takes every sample for a problem of its own, but a {name} "
+                f"has {what}: choose feedback 'stacked' or 'joint'."
+            )
+        if self.factor != "gradient" and getattr(problem.cost, self.factor) is None:
+            raise ValueError(
+                f"factor is {self.factor!r}, which the loss does not have: choose 'gradient'."
+            )
+        if self.feedback != "joint":
+            return
+        if statistics and devices > 1:
+            raise ValueError(
+                "feedback 'joint' with batch statistics, which couple all groups, runs on one "
+                f"device only, and there are {devices}: give one device, or choose feedback "
+                "'stacked'."
+            )
+        if self.groups % devices or (samples * devices) % self.groups:
+            raise ValueError(
+                f"groups is {self.groups}, but must be divisible over {devices} devices and divide "
+                f"the batch of {samples * devices} samples."
+            )

@@ -1,0 +1,178 @@
+"""Many small runs as one program: learning rates, weight decays and seeds side by side.
+
+Every run takes the steps that `fit` would take with that learning rate, weight decay and seed, on
+one device and without records.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ocresnet.data.batches import Batch, epoch_order, training_batch
+from ocresnet.data.dataset import Dataset
+from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
+from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.system import Variables
+from ocresnet.training.compatibility import check_fit, check_kinds, check_optimizer
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.evaluation import BATCH_SIZE
+from ocresnet.training.step import TrainState, init_state, make_train_step, training_problem
+
+Array = jax.Array
+
+
+class Sweep(NamedTuple):
+    """What the runs of a grid come to: [weight_decays, learning_rates, seeds] each.
+
+    Attributes:
+      accuracies: share of the test set classified correctly, in [0, 1]; 0 for a run that diverged.
+      losses: mean over the test set.
+      train_losses: mean over the training set, without augmentation and in inference mode.
+    """
+
+    accuracies: Any
+    losses: Any
+    train_losses: Any
+
+
+def sweep(
+    architecture: Architecture,
+    config: TrainingConfig,
+    data: Dataset,
+    *,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    seeds: Sequence[int],
+    together: bool = True,
+) -> Sweep:
+    """Train a network with every learning rate, weight decay and seed; one program is compiled.
+
+    Args:
+      architecture: of any family.
+      config: everything else; its own learning rate, weight decay and seed are not used.
+      data: in memory; the test set is measured after the last step.
+      learning_rates, weight_decays, seeds: the grid.
+      together: all runs at once; else one after the other, which is faster where a network alone
+        keeps the device busy, and takes less memory.
+
+    Returns:
+      Accuracies and losses of the network's own output.
+
+    Raises:
+      ValueError: if architecture, configuration and data do not fit together, for an empty grid, or
+        for a distillation, which has no teacher here.
+
+    Example:
+      >>> rates, decays = np.logspace(-3, 0, 7), [0.0, 1e-4]
+      >>> found = sweep(
+      ...     architecture, config, data, learning_rates=rates, weight_decays=decays, seeds=[0]
+      ... )
+      >>> rates[found.accuracies[0, :, 0].argmax()]
+    """
+    check_kinds(architecture, config, data)
+    check_fit(architecture, config, data, devices=1)
+    check_optimizer(architecture, config, devices=1)
+    if config.distillation > 0:
+        raise ValueError("a sweep has no teacher: set distillation to 0.")
+    grid = [np.asarray(weight_decays, np.float32), np.asarray(learning_rates, np.float32)]
+    grid = np.meshgrid(*grid, np.asarray(seeds, np.int32), indexing="ij")
+    if grid[0].size == 0:
+        raise ValueError("there is nothing to run: give learning_rates, weight_decays and seeds.")
+    runs = [jnp.asarray(values.reshape(-1)) for values in grid]
+    arrays = {part: (data.images(part), data.labels(part)) for part in ("train", "test")}
+    # Arguments, not constants of the program: these would be folded by the compiler, for minutes.
+    arrays = jax.device_put(arrays)
+    run = partial(_run, architecture, config)
+    if together:
+        results = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(arrays, *runs)
+    else:
+        compiled = jax.jit(run)
+        each = [jax.device_get(compiled(arrays, *one)) for one in zip(*runs, strict=True)]
+        results = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(grid[0].shape), results)
+
+
+def _run(
+    architecture: Architecture,
+    config: TrainingConfig,
+    arrays: dict[str, tuple[Array, Array]],
+    weight_decay: Array,
+    learning_rate: Array,
+    seed: Array,
+) -> Sweep:
+    """One run, from start to end."""
+    problem = training_problem(architecture, config)
+    images, labels = arrays["train"]
+    samples, optimizer = len(labels), config.optimizer
+    steps = samples // config.batch_size
+    schedule = optimizer.schedule_over(config.epochs, steps, learning_rate)
+    transformation = optimizer.build(problem, schedule, weight_decay=weight_decay, seed=seed)
+    train_step = make_train_step(
+        problem, config, transformation, optimizer.keep_on(devices=1), seed=seed
+    )
+
+    def take_step(state: TrainState, position: tuple[Array, Array, Array]) -> tuple:
+        order, epoch, step = position
+        batch = training_batch(
+            images,
+            labels,
+            order,
+            seed,
+            epoch,
+            step,
+            batch_size=config.batch_size,
+            devices=1,
+            augmentation=config.augmentation,
+            fill=jnp.asarray(architecture.pixel_mean),
+        )
+        return train_step(state, Batch(batch.images[0], batch.labels[0]))[0], None
+
+    def train_epoch(state: TrainState, epoch: Array) -> tuple[TrainState, None]:
+        order = epoch_order(seed, epoch, samples)
+        return lax.scan(
+            lambda state, step: take_step(state, (order, epoch, step)), state, jnp.arange(steps)
+        )
+
+    state = init_state(problem, config, architecture.init(jax.random.key(seed)), transformation)
+    state, _ = lax.scan(train_epoch, state, jnp.arange(config.epochs))
+    variables = state.variables if state.average is None else state.average
+    measure = partial(_measure, architecture, config, problem.cost.value, variables)
+    test, train = measure(*arrays["test"]), measure(*arrays["train"])
+    loss, train_loss = test.losses[-1], train.losses[-1]
+    return Sweep(jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0), loss, train_loss)
+
+
+def _measure(
+    architecture: Architecture,
+    config: TrainingConfig,
+    loss: Any,
+    variables: Variables,
+    images: Array,
+    labels: Array,
+) -> Trajectory:
+    """The means over the samples of the network's own output."""
+    samples = len(labels)
+    size = min(BATCH_SIZE, samples)
+    index = np.arange(-(-samples // size) * size).reshape(-1, size)
+
+    def sums(index: Array) -> Trajectory:
+        inside = jnp.minimum(index, samples - 1)
+        return trajectory_sums(
+            architecture,
+            variables,
+            images[inside],
+            labels[inside],
+            index < samples,
+            own_output=True,
+            loss=loss,
+            train=False,
+            execution=config.execution,
+        )
+
+    parts = lax.map(sums, jnp.asarray(index))
+    return jax.tree.map(lambda part: jnp.sum(part, axis=0) / samples, parts)

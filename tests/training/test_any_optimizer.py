@@ -1,0 +1,192 @@
+"""What `fit` promises holds for every family of networks and every optimizer.
+
+Not the full product: every family and every optimizer is resumed, and run on several devices, once.
+"""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ocresnet.control.curvature import ekfac
+from ocresnet.control.optimizer import ocnopt
+from ocresnet.data.dataset import Dataset
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Execution
+from ocresnet.training import records
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.fit import Run, fit, for_dataset
+from ocresnet.training.loop import NonFiniteLossError
+from ocresnet.training.optimizers import EKFAC, KFAC, SGD, AdamW, OCNOpt, Optimizer, RMSprop
+from ocresnet.training.restore import restore_network
+from ocresnet.training.step import AXIS_NAME
+from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
+
+FAMILIES: dict[str, Architecture] = {
+    "resnet": ResNetConfig.homogeneous(blocks=2, filters=4),
+    "residual_mlp": ResidualMLPConfig(blocks=2, width=6),
+    "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
+    "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
+}
+OFTEN = {"factor_every": 2, "eigen_every": 4}
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": SGD(learning_rate=0.05, gradient_clip=1.0),
+    "adamw": AdamW(learning_rate=0.01, warmup_epochs=0.5),
+    "rmsprop": RMSprop(learning_rate=0.01, momentum=0.5),
+    "kfac": KFAC(weight_decay=1e-3, **OFTEN),
+    "ekfac": EKFAC(weight_decay=1e-3, **OFTEN),
+    "stacked": OCNOpt(momentum=0.5, weight_decay=1e-3, **OFTEN),
+    "joint": OCNOpt(feedback="joint", groups=8, curvature="identity", learning_rate=0.05),
+    "per_sample": OCNOpt(feedback="per_sample", curvature="diagonal", beta=1 / 16),
+}
+PAIRS = [
+    ("resnet", "stacked"),
+    ("residual_mlp", "joint"),
+    ("residual_mlp", "sgd"),
+    ("mlp", "per_sample"),
+    ("mlp", "kfac"),
+    ("cnn", "ekfac"),
+    ("cnn", "adamw"),
+    ("mlp", "rmsprop"),
+]
+
+
+def run(family: str, optimizer: str | Optimizer, data: Dataset, workdir=None, **kwargs) -> Run:
+    architecture = for_dataset(FAMILIES[family], data)
+    config = TrainingConfig(
+        epochs=2,
+        batch_size=16,
+        optimizer=OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer,
+        stage_cost=0.1 if isinstance(architecture, ResidualArchitecture) else 0.0,
+        average_decay=0.5,
+        augmentation="crop",
+    )
+    config = replace(config, **kwargs.pop("changes", {}))
+    kwargs = {"progress": False, "devices": ONE_DEVICE} | kwargs
+    return fit(architecture, config, data, workdir=workdir, **kwargs)
+
+
+@pytest.mark.parametrize(("family", "optimizer"), PAIRS)
+def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_path, monkeypatch):
+    whole = run(family, optimizer, toy_data, tmp_path / "whole", tensorboard=True)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 9)  # in the middle of the second epoch
+        with pytest.raises(Killed):
+            run(family, optimizer, toy_data, tmp_path / "killed")
+    resumed = run(family, optimizer, toy_data, tmp_path / "killed")
+    assert without_times(resumed.metrics) == without_times(whole.metrics)
+    jax.tree.map(np.testing.assert_array_equal, resumed.network, whole.network)
+    # What is on disk is of this family and this optimizer, and reads back.
+    restored = restore_network(tmp_path / "killed")
+    jax.tree.map(np.testing.assert_array_equal, restored.variables, whole.network.variables)
+    described = json.loads((tmp_path / "whole" / records.CONFIG).read_text())
+    assert described["architecture"]["family"] == family
+    norms = isinstance(FAMILIES[family], ResidualArchitecture)
+    assert all(("parameter_norms" in row) == norms for row in whole.metrics)
+    assert any((tmp_path / "whole" / "tensorboard").iterdir())
+    # It has learned: three classes by chance have a loss of log 3.
+    assert whole.metrics[-1]["train"]["losses"][-1] < whole.metrics[0]["train"]["losses"][-1]
+
+
+@pytest.mark.parametrize(("family", "optimizer"), PAIRS)
+def test_devices_make_no_difference(family, optimizer, toy_data):
+    one = run(family, optimizer, toy_data, changes={"epochs": 1})
+    for devices in (2, 8):
+        several = run(
+            family, optimizer, toy_data, changes={"epochs": 1}, devices=jax.devices()[:devices]
+        )
+        for part in ("train", "test"):
+            np.testing.assert_allclose(
+                several.metrics[0][part]["losses"], one.metrics[0][part]["losses"], rtol=1e-4
+            )
+        for got, wanted in zip(
+            jax.tree.leaves(several.network), jax.tree.leaves(one.network), strict=True
+        ):
+            scale = np.max(np.abs(wanted), initial=1.0)
+            np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=1e-4)
+
+
+def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
+    """OCNOpt gets what it needs: it does not linearise the problem again."""
+    monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
+    for optimizer in (
+        OPTIMIZERS["stacked"],
+        OCNOpt(feedback="joint", groups=4, factor="sampled", curvature="identity"),
+        OPTIMIZERS["per_sample"],
+    ):
+        result = run("mlp", optimizer, toy_data, changes={"epochs": 1})
+        assert np.isfinite(result.metrics[0]["objective"])
+
+
+def test_the_step_is_that_of_the_optimizer_alone(toy_data):
+    """With what the step offers OCNOpt, an epoch ends where it ends without."""
+
+    def without_offers(problem, schedule):
+        inner = ocnopt(problem, schedule, curvature=ekfac(**OFTEN), axis_name=AXIS_NAME)
+
+        def update(gradients, state, params=None, *, batch, batch_stats, **offered):
+            assert set(offered) == {"nominal", "value"}
+            return inner.update(gradients, state, params, batch=batch, batch_stats=batch_stats)
+
+        return optax.GradientTransformationExtraArgs(inner.init, update)
+
+    wanted = run("resnet", "sgd", toy_data, optimizer=without_offers, changes={"epochs": 1})
+    got = run(
+        "resnet",
+        OCNOpt(learning_rate=0.05, schedule="milestones", **OFTEN),
+        toy_data,
+        changes={"epochs": 1},
+    )
+    for a, b in zip(jax.tree.leaves(got.network), jax.tree.leaves(wanted.network), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def own_optimizer(problem, schedule):
+    """Any optax transformation, with the schedule of the configuration."""
+    return optax.chain(optax.scale_by_lion(), optax.scale_by_learning_rate(schedule))
+
+
+def test_any_optax_transformation_trains_and_is_recognised(toy_data, tmp_path):
+    result = run("mlp", "sgd", toy_data, tmp_path, optimizer=own_optimizer)
+    described = json.loads((tmp_path / records.CONFIG).read_text())
+    assert described["optimizer"] == "own_optimizer"
+    restored = restore_network(tmp_path, optimizer=own_optimizer)
+    jax.tree.map(np.testing.assert_array_equal, restored.variables, result.network.variables)
+    with pytest.raises(ValueError, match="optimizer is own_optimizer there and None here"):
+        run("mlp", "sgd", toy_data, tmp_path)
+
+
+def test_other_precision_and_a_loss_that_is_not_finite(toy_data, tmp_path):
+    bfloat16 = {"execution": Execution(precision="bfloat16"), "epochs": 1}
+    result = run("residual_mlp", "stacked", toy_data, changes=bfloat16)
+    assert np.isfinite(result.metrics[0]["objective"])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(result.network))
+    with pytest.raises(NonFiniteLossError, match="epoch 1"):
+        run("mlp", AdamW(learning_rate=1e38), toy_data, tmp_path)
+
+
+def test_what_an_optimizer_cannot_do_is_refused_before_anything_is_compiled(toy_data, monkeypatch):
+    monkeypatch.setattr("ocresnet.training.fit.TrainingLoop", None)
+    with pytest.raises(ValueError, match="a ResNetConfig has batch statistics: choose feedback"):
+        run("resnet", "per_sample", toy_data)
+    with pytest.raises(ValueError, match="a ResidualMLPConfig has parameters that several blocks"):
+        run("residual_mlp", "per_sample", toy_data)
+    with pytest.raises(ValueError, match="runs on one device only, and there are 8"):
+        run("resnet", "joint", toy_data, devices=jax.devices())
+    for groups in (4, 32):
+        joint = OCNOpt(feedback="joint", groups=groups)
+        with pytest.raises(ValueError, match=f"groups is {groups}, but .* 8 devices .* 16 samples"):
+            run("mlp", joint, toy_data, devices=jax.devices())
+    branches = SGD(weight_decay_on="residual_branches")
+    with pytest.raises(ValueError, match="and a MLPConfig has none: choose 'all'"):
+        run("mlp", branches, toy_data)
+    with pytest.raises(ValueError, match="stage_cost is 0.1, .* set stage_cost to 0 .a CNNConfig"):
+        run("cnn", "sgd", toy_data, changes={"stage_cost": 0.1})
