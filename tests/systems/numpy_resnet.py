@@ -32,9 +32,9 @@ def maximum(x):
     return windows[:, ::2, ::2].max((-1, -2))
 
 
-def project(kernel, x, stage):
-    """The 1x1 convolution that opens a stage."""
-    return convolve(x, kernel[None, None], 1 if stage == 0 else 2)
+def project(kernel, x, level):
+    """The 1x1 convolution that opens a level."""
+    return convolve(x, kernel[None, None], 1 if level == 0 else 2)
 
 
 def branch(params, stats, x, stride, train):
@@ -46,9 +46,9 @@ def branch(params, stats, x, stride, train):
     return x
 
 
-def head(params, projections, stats, x, stage, stages, train):
-    for later in range(stage + 1, stages):
-        x = project(projections[f"stage_{later}"]["kernel"], x, later)
+def head(params, projections, stats, x, level, levels, train):
+    for later in range(level + 1, levels):
+        x = project(projections[f"level_{later}"]["kernel"], x, later)
     x = relu(batch_norm(params["norm"], stats, x, train))
     return x.mean((1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"]
 
@@ -60,15 +60,15 @@ def entry(tree, position):
 
 
 def blocks_in_order(config, params, stats):
-    """(params, stats, stage of the state before, stage of the block) of every basic block."""
-    for stage, count in enumerate(config.blocks):
+    """(params, stats, level of the state before, level of the block) of every basic block."""
+    for level, count in enumerate(config.blocks):
         for index in range(count):
-            if stage > 0 and index == 0:
-                name = f"transition_{stage}"
-                yield params[name], stats[name], stage - 1, stage
+            if level > 0 and index == 0:
+                name = f"opening_{level}"
+                yield params[name], stats[name], level - 1, level
                 continue
-            name, position = f"stage_{stage}", index - (stage > 0)
-            yield entry(params[name], position), entry(stats[name], position), stage, stage
+            name, position = f"level_{level}", index - (level > 0)
+            yield entry(params[name], position), entry(stats[name], position), level, level
 
 
 def stem(config, params, stats, images, train):
@@ -81,33 +81,33 @@ def stem(config, params, stats, images, train):
 
 def forward(config, params, stats, images, train):
     """All outputs of equations (1) and (2): [outputs, batch, classes]."""
-    stages = len(config.filters)
+    levels = len(config.filters)
     x = stem(config, params["stem"], stats["stem"], images, train)
-    outputs, state_stage = [], -1 if "stage_0" in params["projections"] else 0
+    outputs, state_level = [], -1 if "level_0" in params["projections"] else 0
 
     def block(own, own_stats, x, opens):
-        stage = state_stage
+        level = state_level
         if config.exits == "shared":
             parts, projections = params["head"], params["projections"]
         elif config.exits == "separate":
             parts, projections = own["exit"], own["exit"]["projections"]
         if config.exits != "none":
-            outputs.append(head(parts, projections, own_stats["exit"], x, stage, stages, train))
-        stride = 2 if opens and stage >= 0 else 1
+            outputs.append(head(parts, projections, own_stats["exit"]["norm"], x, level, levels, train))
+        stride = 2 if opens and level >= 0 else 1
         residual = branch(own["residual"], own_stats["residual"], x, stride, train)
         if opens:
-            x = project(params["projections"][f"stage_{stage + 1}"]["kernel"], x, stage + 1)
+            x = project(params["projections"][f"level_{level + 1}"]["kernel"], x, level + 1)
         return x + residual
 
-    for stage, count in enumerate(config.blocks):
-        if stage in config.bare_stages:
-            x = project(params["projections"][f"stage_{stage}"]["kernel"], x, stage)
-            state_stage = stage
-        if count and state_stage < stage:
-            name = f"transition_{stage}"
-            x, state_stage = block(params[name], stats[name], x, opens=True), stage
+    for level, count in enumerate(config.blocks):
+        if level in config.bare_levels:
+            x = project(params["projections"][f"level_{level}"]["kernel"], x, level)
+            state_level = level
+        if count and state_level < level:
+            name = f"opening_{level}"
+            x, state_level = block(params[name], stats[name], x, opens=True), level
             count -= 1
-        name = f"stage_{stage}"
+        name = f"level_{level}"
         for position in range(count):
             own, own_stats = entry(params[name], position), entry(stats[name], position)
             x = block(own, own_stats, x, opens=False)
@@ -116,8 +116,8 @@ def forward(config, params, stats, images, train):
         params["projections"],
         stats["output_block"]["norm"],
         x,
-        state_stage,
-        stages,
+        state_level,
+        levels,
         train,
     )
     return np.stack([*outputs, last])

@@ -15,7 +15,7 @@ from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms
 from ocresnet.systems import counts, resnet
 from ocresnet.systems import network as networks
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, apply, random_images, random_variables
 
 WHOLE = SMALL["standard"]  # two blocks in each of three stages

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ocresnet.systems.counts import multiply_adds
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 
 
 def test_homogeneous_by_hand():
