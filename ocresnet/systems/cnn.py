@@ -110,7 +110,7 @@ class CNNConfig(Architecture):
             def init_layer(key: Array, channels: tuple[int, int] = channels) -> layers.Params:
                 return {
                     **layers.init_convolution(key, 3, *channels),
-                    "bias": jnp.zeros(channels[1]),
+                    "bias": jnp.zeros(channels[1], jnp.float32),
                 }
 
             own = next(keys)

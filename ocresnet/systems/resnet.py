@@ -155,10 +155,12 @@ class ResNetConfig(ResidualArchitecture):
         cls, blocks: int = 54, filters: tuple[int, ...] = (16, 32, 64), **fields: Any
     ) -> Self:
         """`blocks` blocks in as many equal levels as `filters` names (paper, A.1)."""
+        require_whole("blocks", blocks, 0)
+        filters = as_tuple("filters", filters)
         if not filters or blocks % len(filters):
             raise ValueError(
                 f"blocks is {blocks}, but must be divisible by the {len(filters)} levels of "
-                f"filters {tuple(filters)}."
+                f"filters {filters}."
             )
         return cls(blocks=(blocks // len(filters),) * len(filters), filters=filters, **fields)
 
@@ -236,8 +238,9 @@ class ResNetConfig(ResidualArchitecture):
 
     def own_head(self, params: PyTree, block: int) -> PyTree:
         """The network's own output block, with the projections that come after `block`."""
-        run = next(run for run in self.runs() if (block := block - run.length) < 0)
-        pending = range(run.input_level + 1, len(self.filters))
+        check_blocks(self, [block])
+        runs = [run for run in self.runs() for _ in range(run.length)]
+        pending = range(runs[block].input_level + 1, len(self.filters))
         names = [resnet_system.projection_name(level) for level in pending]
         return {
             **params["head"],
