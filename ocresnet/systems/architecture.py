@@ -56,16 +56,14 @@ class Architecture(ABC):
     pixel_deviation: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        for name in ("image_shape", "pixel_mean", "pixel_deviation"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        require_whole("image_shape", self.image_shape, 1)
+        object.__setattr__(self, "image_shape", whole_numbers("image_shape", self.image_shape, 1))
         require_whole("classes", self.classes, 2)
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
             )
         for name in ("pixel_mean", "pixel_deviation"):
-            values = require_numbers(name, getattr(self, name))
+            values = finite_numbers(name, getattr(self, name))
             object.__setattr__(self, name, values)
             if len(values) not in (1, self.image_shape[2]):
                 raise ValueError(
@@ -205,33 +203,36 @@ def check_blocks(architecture: ResidualArchitecture, blocks: Collection[int]) ->
         raise ValueError(f"blocks {sorted(blocks)} name a block twice.")
 
 
-def as_tuple(name: str, value: Any) -> tuple:
-    """A list or tuple as a tuple.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} is {value!r}, but must be a tuple.")
-    return tuple(value)
-
-
 def is_whole(value: Any) -> bool:
     """Whether it is a whole number, of Python or of numpy; True is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def require_whole(name: str, value: Any, smallest: int) -> None:
-    """Refuse what is not a whole number of Python, or a tuple of them, of at least `smallest`."""
-    values = value if isinstance(value, tuple) else (value,)
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in values)
-    if not whole or min(values, default=smallest) < smallest:
-        what = "whole numbers" if isinstance(value, tuple) else "a whole number"
-        raise ValueError(f"{name} is {value!r}, but must be {what} of at least {smallest}.")
+    """Refuse what is not a whole number of at least `smallest`."""
+    if type(value) is not int or value < smallest:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {smallest}.")
 
 
-def require_numbers(name: str, values: tuple) -> tuple[float, ...]:
-    """The values as floats; refuses what is not a finite number."""
+def whole_numbers(name: str, values: Any, smallest: int) -> tuple[int, ...]:
+    """A list or tuple of whole numbers, each at least `smallest`, as a tuple.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    values = _as_tuple(name, values)
+    if not all(type(value) is int and value >= smallest for value in values):
+        raise ValueError(f"{name} is {values!r}, but must be whole numbers of at least {smallest}.")
+    return values
+
+
+def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
+    """A list or tuple of finite numbers as a tuple of floats.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    values = _as_tuple(name, values)
     for value in values:
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
@@ -243,3 +244,9 @@ def require_one_of(name: str, value: Any, allowed: tuple) -> None:
     """Refuse a choice that there is not."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}.")
+
+
+def _as_tuple(name: str, values: Any) -> tuple:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is {values!r}, but must be a tuple.")
+    return tuple(values)
