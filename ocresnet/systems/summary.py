@@ -35,7 +35,7 @@ def summary(architecture: Architecture) -> str:
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([f"{type(architecture).__name__}({fields})", *lines])

@@ -1,27 +1,73 @@
 """Saving and loading networks."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems import network as networks
-from tests.conftest import SMALL, apply, random_images, random_network, random_variables
+from ocresnet.systems.counts import multiply_adds
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.summary import summary
+from tests.conftest import SMALL, apply, random_images, random_network
+from tests.systems.every_family import EVERY
+from tests.systems.lemmas import subresnet
 
 
 def test_a_pruned_network_loads_without_the_original(tmp_path):
     config = SMALL["standard"]
-    network = prune(networks.Network(config, *random_variables(config)), 3)
+    network = subresnet(random_network(config), 3)
     networks.save(network, tmp_path / "pruned")
     loaded = networks.load(tmp_path / "pruned")
-    assert loaded.config == network.config
+    assert loaded.architecture == network.architecture
     images = random_images(config)
     np.testing.assert_array_equal(
-        apply(loaded.config, loaded.variables, images)[0],
-        apply(network.config, network.variables, images)[0],
+        apply(loaded.architecture, loaded.variables, images)[0],
+        apply(network.architecture, network.variables, images)[0],
     )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_networks_of_every_family_come_back(name, tmp_path):
+    network = random_network(EVERY[name])
+    networks.save(network, tmp_path)
+    loaded = networks.load(tmp_path)
+    assert loaded.architecture == network.architecture
+    assert jax.tree.structure(loaded.variables) == jax.tree.structure(network.variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, network.variables)
+    described = json.loads((tmp_path / networks.ARCHITECTURE_FILE).read_text())
+    assert described["classes"] == network.architecture.classes
+
+
+@dataclass(frozen=True)
+class Unlisted(MLPConfig):
+    """A family that nobody registered."""
+
+
+def test_a_family_that_is_not_registered_is_not_saved(tmp_path):
+    network = networks.create(Unlisted((), image_shape=(1, 1, 2), classes=2))
+    with pytest.raises(ValueError, match="Unlisted is no known family of networks: call"):
+        networks.save(network, tmp_path / "network")
+    assert not (tmp_path / "network").exists()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_network_is_shown_as_a_table(name):
+    network = random_network(EVERY[name])
+    shown = repr(network)
+    assert shown == summary(network.architecture)
+    lines = shown.splitlines()
+    assert lines[0].startswith(f"{type(network.architecture).__name__}(classes=")
+    assert len(lines) <= len(network.architecture.system().segments) + 4
+    assert "array" not in shown.lower()
+    assert f"{multiply_adds(network.architecture).total:,}" in lines[-1]
+
+
+def test_showing_a_network_reads_none_of_its_arrays():
+    whole = random_network(SMALL["standard"])
+    assert repr(whole.replace(params=None, batch_stats=None)) == repr(whole)
 
 
 def test_create_depends_on_the_seed_alone():
@@ -40,8 +86,8 @@ def test_the_fingerprint_is_that_of_architecture_and_arrays(tmp_path):
     bias = network.params["head"]["dense"]["bias"]
     bias[0] = np.nextafter(bias[0], np.float32(np.inf))
     assert networks.fingerprint(network) != wanted
-    config = replace(network.config, pixel_mean=(0.1,))
-    assert networks.fingerprint(networks.load(tmp_path).replace(config=config)) != wanted
+    other = replace(network.architecture, pixel_mean=(0.1,))
+    assert networks.fingerprint(networks.load(tmp_path).replace(architecture=other)) != wanted
 
 
 def test_a_missing_network_is_named(tmp_path):
@@ -49,15 +95,48 @@ def test_a_missing_network_is_named(tmp_path):
         networks.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "config", "shape"])
+@pytest.mark.parametrize("damage", ["cut", "shape", "other family"])
 def test_a_damaged_network_is_refused(tmp_path, damage):
     networks.save(networks.create(SMALL["homogeneous"]), tmp_path)
+    file = tmp_path / networks.VARIABLES_FILE
     if damage == "cut":
-        file = tmp_path / networks.VARIABLES_FILE
         file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "shape":
+        file = tmp_path / networks.ARCHITECTURE_FILE
+        file.write_text(file.read_text().replace("6", "7", 1))
     else:
-        file = tmp_path / networks.CONFIG_FILE
-        text = file.read_text()
-        file.write_text(text[:-10] if damage == "config" else text.replace("6", "7", 1))
-    with pytest.raises(ValueError, match="damaged"):
+        networks.save(networks.create(MLPConfig((3,))), tmp_path / "other")
+        (tmp_path / "other" / networks.ARCHITECTURE_FILE).replace(
+            tmp_path / networks.ARCHITECTURE_FILE
+        )
+    with pytest.raises(ValueError, match="the saved network in .* is damaged: "):
+        networks.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "3",
+        '{"family": "resnet"',
+        '{"family": "transformer"}',
+        '{"family": null}',
+        '{"family": ["resnet"]}',
+        '{"family": "resnet", "blocks": {}, "filters": null}',
+        '{"family": "resnet", "blocks": [1e400], "filters": [6]}',
+        '{"family": "mlp", "hidden": [1], "depth": 3}',
+        '{"family": "mlp", "pixel_mean": ["a"]}',
+        '{"family": "mlp", "pixel_mean": [NaN]}',
+        '{"family": "mlp", "hidden": [1000000000000000000000000]}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
+def test_damaged_descriptions_are_refused(text, tmp_path):
+    networks.save(networks.create(MLPConfig((), image_shape=(1, 1, 2), classes=2)), tmp_path)
+    file = tmp_path / networks.ARCHITECTURE_FILE
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="the saved network in .* is damaged: "):
         networks.load(tmp_path)
