@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from ocresnet.files import digest, sealed, write_json
 from ocresnet.systems import network as networks
 from ocresnet.systems.counts import multiply_adds
+from ocresnet.systems.families import describe
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.summary import summary
 from tests.conftest import SMALL, apply, random_images, random_network
@@ -37,8 +39,8 @@ def test_networks_of_every_family_come_back(name, tmp_path):
     assert loaded.architecture == network.architecture
     assert jax.tree.structure(loaded.variables) == jax.tree.structure(network.variables)
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, network.variables)
-    described = json.loads((tmp_path / networks.ARCHITECTURE_FILE).read_text())
-    assert described["classes"] == network.architecture.classes
+    described = json.loads((tmp_path / networks.ARCHITECTURE_FILE).read_text())["architecture"]
+    assert described == json.loads(json.dumps(describe(network.architecture)))
 
 
 @dataclass(frozen=True)
@@ -95,48 +97,92 @@ def test_a_missing_network_is_named(tmp_path):
         networks.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "other family"])
-def test_a_damaged_network_is_refused(tmp_path, damage):
-    networks.save(networks.create(SMALL["homogeneous"]), tmp_path)
-    file = tmp_path / networks.VARIABLES_FILE
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-100])
-    elif damage == "shape":
-        file = tmp_path / networks.ARCHITECTURE_FILE
-        file.write_text(file.read_text().replace("6", "7", 1))
-    else:
-        networks.save(networks.create(MLPConfig((3,))), tmp_path / "other")
-        (tmp_path / "other" / networks.ARCHITECTURE_FILE).replace(
-            tmp_path / networks.ARCHITECTURE_FILE
-        )
-    with pytest.raises(ValueError, match="the saved network in .* is damaged: "):
-        networks.load(tmp_path)
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a network."""
+    networks.save(networks.create(MLPConfig((3,), image_shape=(1, 1, 2), classes=2)), tmp_path)
+    return tmp_path
+
+
+def assert_damaged(folder, why=""):
+    with pytest.raises(ValueError) as refusal:
+        networks.load(folder)
+    message = str(refusal.value)
+    assert message.startswith(f"the saved network in {folder} is damaged: ") and why in message
+
+
+@pytest.mark.parametrize("name", [networks.VARIABLES_FILE, networks.ARCHITECTURE_FILE])
+def test_every_flipped_bit_is_noticed(saved, name):
+    content = (saved / name).read_bytes()
+    networks.load(saved)
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        if same_json(content, damaged):  # a blank for another
+            continue
+        (saved / name).write_bytes(damaged)
+        assert_damaged(saved)
+
+
+def same_json(content, damaged):
+    try:
+        return json.loads(content) == json.loads(damaged)
+    except ValueError:
+        return False
+
+
+def test_cut_files_are_noticed(saved):
+    for name in (networks.VARIABLES_FILE, networks.ARCHITECTURE_FILE):
+        content = (saved / name).read_bytes()
+        (saved / name).write_bytes(content[:-20])
+        assert_damaged(saved)
+        (saved / name).write_bytes(content)
+    networks.load(saved)
+
+
+def test_files_of_two_networks_do_not_belong_together(saved):
+    other = networks.create(MLPConfig((3,), image_shape=(1, 1, 2), classes=2), seed=1)
+    networks.save(other, saved / "other")
+    (saved / "other" / networks.VARIABLES_FILE).replace(saved / networks.VARIABLES_FILE)
+    assert_damaged(saved, f"{networks.VARIABLES_FILE} is damaged: its content does not fit")
+
+
+@pytest.mark.parametrize("hidden", [(4,), (), (3, 3)])
+def test_arrays_of_another_architecture_are_refused(saved, hidden):
+    """Though nothing was changed since they were written."""
+    described = describe(MLPConfig(hidden, image_shape=(1, 1, 2), classes=2))
+    rewrite(saved, described)
+    assert_damaged(saved)
+
+
+def rewrite(folder, described):
+    """Put another architecture into `network.json`, with fitting digests."""
+    variables = digest((folder / networks.VARIABLES_FILE).read_bytes())
+    description = sealed({"architecture": described, "variables": variables})
+    write_json(folder / networks.ARCHITECTURE_FILE, description)
 
 
 @pytest.mark.parametrize(
     "text",
+    ["", "null", "[]", "3", '"mlp"', "{}", '{"family": "mlp"}', "[" * 100_000, "\udcff"],
+)
+def test_descriptions_that_are_none_are_refused(saved, text):
+    (saved / networks.ARCHITECTURE_FILE).write_bytes(text.encode(errors="surrogateescape"))
+    assert_damaged(saved)
+
+
+@pytest.mark.parametrize(
+    ("described", "why"),
     [
-        "",
-        "null",
-        "[]",
-        "3",
-        '{"family": "resnet"',
-        '{"family": "transformer"}',
-        '{"family": null}',
-        '{"family": ["resnet"]}',
-        '{"family": "resnet", "blocks": {}, "filters": null}',
-        '{"family": "resnet", "blocks": [1e400], "filters": [6]}',
-        '{"family": "mlp", "hidden": [1], "depth": 3}',
-        '{"family": "mlp", "pixel_mean": ["a"]}',
-        '{"family": "mlp", "pixel_mean": [NaN]}',
-        '{"family": "mlp", "hidden": [1000000000000000000000000]}',
-        "[" * 100_000,
-        "\udcff",
+        (None, "must be described with its family"),
+        ({"family": "transformer"}, "one of resnet, mlp, cnn, residual_mlp"),
+        ({"family": "resnet", "blocks": {}, "filters": None}, "blocks is {}, but must be a tuple"),
+        ({"family": "resnet", "blocks": [1.0], "filters": [6]}, "whole numbers of at least 0"),
+        ({"family": "mlp", "hidden": [1], "depth": 3}, "unexpected keyword argument 'depth'"),
+        ({"family": "mlp", "pixel_mean": [float("nan")]}, "must be finite numbers"),
+        ({"family": "mlp", "hidden": [10**24]}, ""),
     ],
 )
-def test_damaged_descriptions_are_refused(text, tmp_path):
-    networks.save(networks.create(MLPConfig((), image_shape=(1, 1, 2), classes=2)), tmp_path)
-    file = tmp_path / networks.ARCHITECTURE_FILE
-    file.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match="the saved network in .* is damaged: "):
-        networks.load(tmp_path)
+def test_descriptions_of_impossible_architectures_are_refused(saved, described, why):
+    rewrite(saved, described)
+    assert_damaged(saved, why)
