@@ -1,22 +1,85 @@
-"""Optimal control for residual networks: stage costs to find their depth, OCNOpt to train them.
+"""Optimal control for neural networks: stage costs to find their depth, OCNOpt to train them.
 
 Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
-  ResNetConfig, for_dataset        the architecture of a residual network
-  TrainingConfig, fit              train it, with stage costs
+  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, for_dataset   architectures
+  from_flax, System                one's own modules, or one's own functions, as a system
+  TrainingConfig, fit              train, with stage costs
+  SGD, AdamW, RMSprop, KFAC, EKFAC, OCNOpt    with any of these, or any optax transformation
   trajectory, calibrate_exits      losses and accuracies over depth, also of plain networks
   recommend_depth, prune           choose a depth and cut there
   remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
   predict                          classify, leaving early where an exit is sure
   save, load, Network              a network on disk
   export_network, load_exported    one that runs without this package, as StableHLO
-  ocnopt, curvature                the Bellman recursion as an optax optimizer, for any `System`
+  Problem, linearize, Keep, ocnopt, curvature    the Bellman recursion as an optax optimizer, in a
+                                   loop of one's own
 
 The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.control`,
 `ocresnet.training`.
 """
 
 from ocresnet._version import __version__
+from ocresnet.control import curvature
+from ocresnet.control.linearize import Keep, linearize
+from ocresnet.control.optimizer import ocnopt
+from ocresnet.data.dataset import Dataset
+from ocresnet.data.sources import load_dataset
+from ocresnet.export import export_network, load_exported
+from ocresnet.problem import Problem
+from ocresnet.stage_cost.early_exit import predict
+from ocresnet.stage_cost.exits import calibrate_exits
+from ocresnet.stage_cost.pruning import prune, recommend_depth
+from ocresnet.stage_cost.recalibration import recalibrate
+from ocresnet.stage_cost.surgery import remove_blocks
+from ocresnet.stage_cost.trajectory import trajectory
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.from_flax import from_flax
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.network import Network, load, save
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import System
+from ocresnet.training.config import TrainingConfig
+from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
+from ocresnet.training.fit import fit, for_dataset
+from ocresnet.training.gradient_optimizers import SGD, AdamW, RMSprop
 
-__all__ = ["__version__"]
+__all__ = [
+    "EKFAC",
+    "KFAC",
+    "SGD",
+    "AdamW",
+    "CNNConfig",
+    "Dataset",
+    "Keep",
+    "MLPConfig",
+    "Network",
+    "OCNOpt",
+    "Problem",
+    "RMSprop",
+    "ResNetConfig",
+    "ResidualMLPConfig",
+    "System",
+    "TrainingConfig",
+    "__version__",
+    "calibrate_exits",
+    "curvature",
+    "export_network",
+    "fit",
+    "for_dataset",
+    "from_flax",
+    "linearize",
+    "load",
+    "load_dataset",
+    "load_exported",
+    "ocnopt",
+    "predict",
+    "prune",
+    "recalibrate",
+    "recommend_depth",
+    "remove_blocks",
+    "save",
+    "trajectory",
+]
