@@ -190,7 +190,8 @@ def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
         trained = calibrate_exits(trained, images, execution=loop.config.execution)
     trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        measured = {**trajectories, "metrics": records.digest_of_rows(loop.metrics)}
+        digest = records.digest_of_rows(loop.metrics)
+        measured: dict[str, Any] = {**trajectories, "metrics": digest}
         if residual:
             measured["parameter_norms"] = parameter_norms(loop.architecture, trained.params)
         networks.save(trained, folder / records.NETWORK)
