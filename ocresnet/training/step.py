@@ -169,9 +169,7 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
-        # Alone, a device hands on the very arrays: OCNOpt sees that they are those of `nominal`.
-        alone = axis_name is None or lax.axis_size(axis_name) == 1
-        return tree if alone else lax.pmean(tree, axis_name)
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def random_key(step: Array) -> Array | None:
         """For random factors: another one every step, on every device."""
@@ -196,6 +194,9 @@ def make_train_step(
         value, losses, accuracies, gradient = mean_over_devices(
             (nominal.objective, losses, jnp.mean(right, axis=-1), nominal.gradient)
         )
+        if axis_name is not None and lax.axis_size(axis_name) == 1:
+            # The mean is the gradient itself: OCNOpt sees it, and solves for a column less.
+            nominal = nominal._replace(gradient=gradient)
         updates, opt_state = optimizer.update(
             gradient,
             state.opt_state,
