@@ -134,8 +134,7 @@ class TrainingLoop:
                 f"epochs of {self.steps_per_epoch} steps: start in another workdir."
             )
         self.metrics = records.rows_of_epochs(folder, self.epoch, position["metrics"])
-        restored = checkpoints.restore(step, self.state)
-        self.state = jax.device_put(restored.state, self.replicated)
+        self.state = jax.device_put(checkpoints.restore(step, self.state), self.replicated)
 
     def _left_out(self) -> list[str]:
         """What is wrong with the checkpoints that were not used, the newest first."""

@@ -56,12 +56,11 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
       ValueError: if the configuration or the checkpoint is damaged.
     """
     network, config, _ = load_configs(workdir)
-    folder = Path(workdir) / CHECKPOINTS
-    if not folder.is_dir():
+    if not _has_checkpoints(Path(workdir)):
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(Path(workdir) / CHECKPOINTS)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         # One in place of that which was asked for would be taken for it.
@@ -73,7 +72,7 @@ def restore_network(workdir: str | os.PathLike, which: Checkpoint = "last") -> N
         if step is None:
             hint = " (a run without validation split has none)" if which == "best" else ""
             raise FileNotFoundError(f"there is no {which} checkpoint in {workdir}{hint}.")
-        state = checkpoints.restore(step, _state_shapes(network, config)).state
+        state = checkpoints.restore(step, _state_shapes(network, config))
     finally:
         checkpoints.close()
     variables = state.variables if state.average is None else state.average
@@ -108,8 +107,7 @@ def finished_without_checkpoints(
       ValueError: if epochs were done that neither a checkpoint nor a finished network has, so that
         a start would write over them; or if what was left is damaged or of another run.
     """
-    checkpoints = workdir / CHECKPOINTS
-    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+    if _has_checkpoints(workdir):
         return None
     rows = records.read_metrics(workdir)
     trajectory_file, network = workdir / records.TRAJECTORY, workdir / records.NETWORK
@@ -117,7 +115,7 @@ def finished_without_checkpoints(
     if not rows and not finished:
         return None
     # The row of an epoch is written before its checkpoint: a run may be killed between the two.
-    if len(rows) == 1 and not finished and checkpoints.is_dir():
+    if len(rows) == 1 and not finished and (workdir / CHECKPOINTS).is_dir():
         return None
     records.refuse_other_config(
         records.read_json(workdir / records.CONFIG), description, str(workdir)
@@ -139,6 +137,11 @@ def finished_without_checkpoints(
     except (KeyError, TypeError) as error:
         raise ValueError(f"{trajectory_file} is damaged: {error!r}.") from error
     return FinishedRun(networks.load(network), rows, trajectories)
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _state_shapes(network: ResNetConfig, config: TrainingConfig) -> TrainState:
