@@ -162,6 +162,8 @@ def test_any_optax_transformation_trains_and_is_recognised(toy_data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.variables, result.network.variables)
     with pytest.raises(ValueError, match="optimizer is own_optimizer there and None here"):
         run("mlp", "sgd", toy_data, tmp_path)
+    with pytest.raises(ValueError, match="had the optimizer own_optimizer, .* give optimizer=own"):
+        restore_network(tmp_path)
 
 
 def test_other_precision_and_a_loss_that_is_not_finite(toy_data, tmp_path):
