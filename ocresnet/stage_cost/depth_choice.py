@@ -52,7 +52,8 @@ def choose_depth(
       The depth, its 90 % interval and its distribution.
 
     Raises:
-      ValueError: for no resamples, logits or labels that do not fit, and what `recommend_depth` refuses.
+      ValueError: for no resamples, logits or labels that do not fit, and what `recommend_depth`
+        refuses.
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}, but must be at least 1.")
