@@ -92,7 +92,9 @@ def forward(config, params, stats, images, train):
         elif config.exits == "separate":
             parts, projections = own["exit"], own["exit"]["projections"]
         if config.exits != "none":
-            outputs.append(head(parts, projections, own_stats["exit"]["norm"], x, level, levels, train))
+            outputs.append(
+                head(parts, projections, own_stats["exit"]["norm"], x, level, levels, train)
+            )
         stride = 2 if opens and level >= 0 else 1
         residual = branch(own["residual"], own_stats["residual"], x, stride, train)
         if opens:
