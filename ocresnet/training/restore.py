@@ -60,11 +60,11 @@ def restore_network(
       ValueError: if the configuration or the checkpoint is damaged.
     """
     architecture, config, _ = load_configs(workdir)
-    _check_optimizer(Path(workdir), optimizer)
     if not _has_checkpoints(Path(workdir)):
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
+    _check_optimizer(Path(workdir), optimizer)
     checkpoints = open_checkpoints(Path(workdir) / CHECKPOINTS)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()

@@ -28,6 +28,7 @@ from ocresnet.training.loop import NonFiniteLossError
 from ocresnet.training.optimizers import EKFAC, KFAC, SGD, AdamW, OCNOpt, Optimizer, RMSprop
 from ocresnet.training.restore import restore_network
 from ocresnet.training.step import AXIS_NAME
+from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
 
 FAMILIES: dict[str, Architecture] = {
@@ -147,6 +148,16 @@ def test_the_step_is_that_of_the_optimizer_alone(toy_data):
     )
     for a, b in zip(jax.tree.leaves(got.network), jax.tree.leaves(wanted.network), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_any_optimizer_learns_from_a_teacher_of_any_family(toy_data):
+    teacher = random_network(for_dataset(FAMILIES["resnet"], toy_data))
+    exact = OCNOpt(curvature="kfac", factor="exact", **OFTEN)
+    distilled = {"distillation": 0.5, "epochs": 1}
+    result = run("mlp", exact, toy_data, teacher=teacher, changes=distilled)
+    alone = run("mlp", exact, toy_data, changes={"epochs": 1})
+    assert np.isfinite(result.metrics[0]["objective"])
+    assert result.metrics[0]["objective"] != alone.metrics[0]["objective"]
 
 
 def own_optimizer(problem, schedule):
