@@ -115,7 +115,7 @@ class TrainingLoop:
             # A copy: the first step gives the buffers of its state away.
             variables = jax.tree.map(jnp.array, initial.variables)
         total_devices = len(devices) * jax.process_count()
-        keep = Keep()
+        keep: Keep | None = None
         if optimizer is not None:
             transformation = optimizer(self.problem, self.schedule)
         else:
