@@ -1,10 +1,12 @@
 """Every figure, drawn from what a run saved and from nothing else.
 
-Training data is dashed, test data solid, as in the stage-cost paper.
+Lines are told apart by colour, by style and by marker, so that figures can be read in grey and by
+the colour-blind. Training data is dashed, test data solid, as in the stage-cost paper.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +15,47 @@ import numpy as np
 from ocresnet.training import records
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURES = "figures"
 PRUNING = "pruning.json"
 
-STYLES = {"train": "--", "validation": ":", "test": "-"}
-COLOR, MARK = "C0", "C3"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), without their pale yellow."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+
+MARKERS_A_LINE = 12
+"""About how many points of a line are marked."""
+
+SPLITS: dict[str, dict[str, Any]] = {
+    "train": {"linestyle": "--", "color": PALETTE[1], "marker": "s"},
+    "validation": {"linestyle": ":", "color": PALETTE[2], "marker": "^"},
+    "test": {"linestyle": "-", "color": PALETTE[0], "marker": "o"},
+}
+"""How the parts of a data set are drawn."""
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """The style of line `index` of a figure: no two of the first 32 have the same dashes and
+    marker, and neighbours differ in the colour too."""
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[(index + index // len(MARKERS)) % len(LINES)],
+    }
 
 
 def save_figures(workdir: str | os.PathLike) -> list[Path]:
     """Draw the figures of a run into `<workdir>/figures`, as PNG.
 
     `epochs.png`: losses, accuracies and learning rate over epochs, from metrics.jsonl.
-    `depth.png`: losses and accuracies over depth, from trajectory.json (a finished run).
-    `convergence.png`: output residuals and parameter norms over depth, from the same file.
+    `depth.png`: losses and accuracies over depth, from trajectory.json (a finished run), where
+    there are intermediate outputs.
+    `convergence.png`: output residuals and parameter norms over depth, from the same file, where
+    there are residual blocks.
 
     Args:
       workdir: folder of a run.
@@ -37,19 +65,24 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
 
     Raises:
       FileNotFoundError: if the folder holds no metrics.
+      ValueError: if one of the files is damaged.
       ImportError: if matplotlib is not installed.
     """
     workdir = Path(workdir)
     metrics = records.read_metrics(workdir)
     if not metrics:
         raise FileNotFoundError(f"there are no metrics in {workdir}: is it a run's workdir?")
-    figures = {"epochs": draw_epochs(metrics)}
+    with _contents_of(workdir / records.METRICS):
+        figures = {"epochs": draw_epochs(metrics)}
     trajectory_file = workdir / records.TRAJECTORY
     if trajectory_file.exists():
         measured = records.read_json(trajectory_file)
         kept = kept_blocks(workdir / PRUNING)
-        figures["depth"] = draw_depth(measured, kept)
-        figures["convergence"] = draw_convergence(measured, kept)
+        with _contents_of(trajectory_file):
+            if any(len(measured[split]["losses"]) > 1 for split in SPLITS if split in measured):
+                figures["depth"] = draw_depth(measured, kept)
+            if measured.get("parameter_norms"):
+                figures["convergence"] = draw_convergence(measured, kept)
     (workdir / FIGURES).mkdir(exist_ok=True)
     paths = []
     for name, figure in figures.items():
@@ -63,51 +96,83 @@ def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     """Loss and accuracy of the network's own output, and the learning rate, over epochs."""
     figure, (loss, accuracy, rate) = panels(3)
     epochs = [row["epoch"] for row in metrics]
-    for split, style in STYLES.items():
-        if split in metrics[0]:
-            losses = [row[split]["losses"][-1] for row in metrics]
-            accuracies = [100 * row[split]["accuracies"][-1] for row in metrics]
-            loss.plot(epochs, losses, style, color=COLOR, label=split)
-            accuracy.plot(epochs, accuracies, style, color=COLOR, label=split)
-    rate.plot(epochs, [row["learning_rate"] for row in metrics], color=COLOR)
-    loss.set(xlabel="epoch", ylabel="loss of the output", yscale="log")
-    accuracy.set(xlabel="epoch", ylabel="accuracy of the output (%)")
-    rate.set(xlabel="epoch", ylabel="learning rate", yscale="log")
+    for split in (split for split in SPLITS if split in metrics[0]):
+        own = [(row[split]["losses"][-1], 100 * row[split]["accuracies"][-1]) for row in metrics]
+        for axis, values in zip((loss, accuracy), zip(*own, strict=True), strict=True):
+            _line(axis, epochs, values, label=split, **SPLITS[split])
+    rates = [row["learning_rate"] for row in metrics]
+    _line(rate, epochs, rates, color=PALETTE[-1], marker=".")
+    _logarithmic((loss, rate))
+    loss.set(title="Loss of the network's output", ylabel="loss")
+    accuracy.set(title="Accuracy of the network's output", ylabel="accuracy (%)")
+    rate.set(title="Learning rate", ylabel="learning rate")
+    _whole_numbers((loss, accuracy, rate), "epoch")
     _legend(figure, loss)
     return figure
 
 
-def draw_depth(measured: dict[str, Any], kept: int | None = None) -> "Figure":
+def draw_depth(measured: Mapping[str, Any], kept: int | None = None) -> "Figure":
     """Losses and accuracies of every intermediate output over depth; `kept` marks a cut."""
     figure, (loss, accuracy) = panels(2)
-    for split, style in STYLES.items():
-        if split in measured:
-            depth = range(len(measured[split]["losses"]))
-            loss.plot(depth, measured[split]["losses"], style, color=COLOR, label=split)
-            percent = [100 * value for value in measured[split]["accuracies"]]
-            accuracy.plot(depth, percent, style, color=COLOR, label=split)
-    loss.set(xlabel="residual blocks before the exit", ylabel="loss", yscale="log")
-    accuracy.set(xlabel="residual blocks before the exit", ylabel="accuracy (%)")
+    for split in (split for split in SPLITS if split in measured):
+        depth = range(len(measured[split]["losses"]))
+        percent = [100 * value for value in measured[split]["accuracies"]]
+        _line(loss, depth, measured[split]["losses"], label=split, **SPLITS[split])
+        _line(accuracy, depth, percent, label=split, **SPLITS[split])
+    _logarithmic((loss,))
+    loss.set(title="Loss over depth", ylabel="loss of the exit")
+    accuracy.set(title="Accuracy over depth", ylabel="accuracy of the exit (%)")
+    _whole_numbers((loss, accuracy), "residual blocks before the exit")
     _mark((loss, accuracy), kept, kept)
     _legend(figure, loss)
     return figure
 
 
-def draw_convergence(measured: dict[str, Any], kept: int | None = None) -> "Figure":
+def draw_depth_comparison(
+    with_stage_cost: Mapping[str, Any], without: Mapping[str, Any], split: str = "test"
+) -> "Figure":
+    """Accuracy of every exit over depth, of a network trained with stage cost and of one without.
+
+    Args:
+      with_stage_cost, without: {split: trajectory}, as a finished run saves them; the network
+        trained without stage cost is read through exits that were calibrated afterwards.
+      split: which part of the data is shown.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
+    figure, (axis,) = panels(1)
+    figure.set_size_inches(6.4, 4.0)
+    named = (("with stage cost", with_stage_cost), ("without stage cost", without))
+    for index, (label, measured) in enumerate(named):
+        percent = [100 * value for value in measured[split]["accuracies"]]
+        _line(axis, range(len(percent)), percent, label=label, linewidth=2.2, **line_style(index))
+    axis.set(
+        title="Accuracy after every residual block", ylabel=f"{split} accuracy of the exit (%)"
+    )
+    _whole_numbers((axis,), "residual blocks before the exit")
+    axis.legend(loc="best", handlelength=3.5)
+    return figure
+
+
+def draw_convergence(measured: Mapping[str, Any], kept: int | None = None) -> "Figure":
     """What each block adds to the output, and the norm of its parameters, over depth."""
     figure, (residual, norm) = panels(2)
-    for split, style in STYLES.items():
-        if split in measured:
-            values = measured[split]["output_residuals"]
-            residual.plot(range(len(values)), values, style, color=COLOR, label=split)
+    for split in (split for split in SPLITS if split in measured):
+        values = measured[split]["output_residuals"]
+        _line(residual, range(len(values)), values, label=split, **SPLITS[split])
     norms = measured["parameter_norms"]
-    norm.plot(range(len(norms)), norms, color=COLOR)
+    _line(norm, range(len(norms)), norms, color=PALETTE[-1], marker=".")
+    _logarithmic((residual,))
     residual.set(
-        xlabel="residual block k",
+        title="What each block adds to the output",
         ylabel=r"output residual $\|\hat y_{k+1} - \hat y_k\|$",
-        yscale="log",
     )
-    norm.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
+    norm.set(
+        title="Size of each block's parameters",
+        ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$",
+    )
+    _whole_numbers((residual, norm), "residual block k")
     # Block k goes if k >= kept: the mark stands between the last that stays and the first cut.
     _mark((residual, norm), None if kept is None else kept - 0.5, kept)
     _legend(figure, residual)
@@ -123,19 +188,18 @@ def draw_learning_rates(rows: Sequence[dict[str, Any]]) -> "Figure":
     bases = list(dict.fromkeys(row["base"] for row in rows))
     figure, axes = panels(len(bases))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    styles = {
-        name: {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10]}
-        for index, name in enumerate(methods)
-    }
     handles = {}
     for axis, base in zip(axes, bases, strict=True):
         for row in (row for row in rows if row["base"] == base):
-            mean = np.mean(row["accuracy"], axis=-1)
-            (line,) = axis.plot(row["learning_rates"], mean, **styles[row["method"]])
-            handles[row["method"]] = line
-        axis.set(xscale="log", xlabel=f"learning rate ({base})", ylabel="test accuracy (%)")
-    figure.set_figwidth(figure.get_figwidth() + 3.0)
-    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+            handles[row["method"]] = _line(
+                axis,
+                row["learning_rates"],
+                np.mean(row["accuracy"], axis=-1),
+                **line_style(methods.index(row["method"])),
+            )
+        axis.set(title=base, xscale="log", xlabel="learning rate", ylabel="test accuracy (%)")
+    figure.suptitle("Accuracy over learning rates")
+    _legend_beside(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -146,19 +210,21 @@ def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
       rows: each with `method`, `steps` and `seconds` [parts], and `losses` [parts].
     """
     figure, axes = panels(2)
+    _logarithmic(axes)
     for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
-        for row in rows:
-            axis.plot(row[unit], row["losses"], label=row["method"])
-        axis.set(yscale="log", xlabel=unit, ylabel="training loss")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        for index, row in enumerate(rows):
+            _line(axis, row[unit], row["losses"], label=row["method"], **line_style(index))
+        title = f"Training loss over {unit}"
+        axis.set(title=title, xlabel=unit, ylabel="training loss")
+    _legend_beside(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
 def draw_removals(rows: Sequence[dict[str, Any]]) -> "Figure":
     """Test accuracy over the blocks kept, a line for each order of removal.
 
-    A color is a criterion; scored once is dashed, greedily solid. The left panel has the batch
-    statistics as trained, the right one those measured anew.
+    A colour and marker is a criterion; scored once is dashed, greedily solid. The left panel has
+    the batch statistics as trained, the right one those measured anew.
 
     Args:
       rows: each with `criterion`, `order`, and over the removals `kept`, `accuracy` and
@@ -169,22 +235,20 @@ def draw_removals(rows: Sequence[dict[str, Any]]) -> "Figure":
     keys = ("accuracy", "accuracy_recalibrated")
     for axis, key, title in zip(axes, keys, ("as trained", "measured anew"), strict=True):
         for index, row in enumerate(rows):
-            axis.plot(
+            style = line_style(criteria.index(row["criterion"]))
+            style["linestyle"] = "--" if row["order"] == "once" else "-"
+            _line(
+                axis,
                 row["kept"],
                 [100 * value for value in row[key]],
-                "--" if row["order"] == "once" else "-",
                 # Orders often agree: thinner lines over thicker ones leave all of them visible.
                 linewidth=4 - 3 * index / len(rows),
-                color=f"C{criteria.index(row['criterion'])}",
                 label=f"{row['criterion']} ({row['order']})",
+                **style,
             )
-        axis.set(
-            xlabel="residual blocks kept",
-            ylabel="test accuracy (%)",
-            title=f"batch statistics {title}",
-        )
-    figure.set_figwidth(figure.get_figwidth() + 3.0)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+        axis.set(title=f"Batch statistics {title}", ylabel="test accuracy (%)")
+    _whole_numbers(axes, "residual blocks kept")
+    _legend_beside(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -192,10 +256,8 @@ def kept_blocks(pruning_file: Path) -> int | None:
     """How many blocks were kept, if the network was pruned."""
     if not pruning_file.exists():
         return None
-    try:
+    with _contents_of(pruning_file):
         return records.read_json(pruning_file)["pruned"]["blocks"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{pruning_file} is damaged: {error}") from error
 
 
 def panels(count: int) -> tuple["Figure", Any]:
@@ -217,13 +279,61 @@ def panels(count: int) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def _legend(figure: "Figure", axis: Any) -> None:
-    """One legend for the whole figure, above its panels."""
+@contextmanager
+def _contents_of(path: Path) -> Iterator[None]:
+    """Say that a file is damaged where it does not hold what is read from it.
+
+    Raises:
+      ValueError: naming the file.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: it lacks what a figure shows ({error}).") from error
+
+
+def _line(axis: "Axes", x: Sequence[float], y: Sequence[float], **style: Any) -> Any:
+    """A line with some of its points marked."""
+    every = max(len(x) // MARKERS_A_LINE, 1)
+    (line,) = axis.plot(x, y, markevery=every, markersize=5, **style)
+    return line
+
+
+def _whole_numbers(axes: Sequence["Axes"], label: str) -> None:
+    """What is counted along the horizontal axes, with ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_xlabel(label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _logarithmic(axes: Sequence["Axes"]) -> None:
+    """Logarithmic vertical axes, with ticks at 1, 2 and 5 written as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for axis in axes:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: "Figure", axis: "Axes") -> None:
+    """One legend for the whole figure, below its panels."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
 
 
-def _mark(axes: Sequence[Any], position: float | None, kept: int | None) -> None:
+def _legend_beside(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """One legend for the whole figure, at its right; long enough to show dashes and marker."""
+    figure.set_figwidth(figure.get_figwidth() + 3.0)
+    figure.legend(handles, labels, loc="outside right center", handlelength=3.5)
+
+
+def _mark(axes: Sequence["Axes"], position: float | None, kept: int | None) -> None:
+    """A vertical line where the network was cut."""
     if position is not None:
+        label = f"cut: {kept} blocks kept"
         for axis in axes:
-            axis.axvline(position, color=MARK, linewidth=1, label=f"cut: {kept} blocks kept")
+            axis.axvline(position, color=PALETTE[-1], linestyle="-.", linewidth=1.2, label=label)

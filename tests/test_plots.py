@@ -36,6 +36,82 @@ def lines(axis):
     return {line.get_label(): line for line in axis.lines}
 
 
+def in_grey(line):
+    """What tells a line apart where there are no colours."""
+    return line.get_linestyle(), line.get_marker()
+
+
+def test_lines_differ_in_grey_and_for_the_colour_blind():
+    styles = [plots.line_style(index) for index in range(32)]
+    assert len({(style["linestyle"], style["marker"]) for style in styles}) == 32
+    assert len({style["color"] for style in styles}) == len(plots.PALETTE) == 7
+    assert all(color.startswith("#") for color in plots.PALETTE)
+    assert len({(style["linestyle"], style["marker"]) for style in plots.SPLITS.values()}) == 3
+    assert {style["color"] for style in plots.SPLITS.values()} <= set(plots.PALETTE)
+
+
+def draw(name):
+    removal = {"kept": [1, 0], "accuracy": [0.9, 0.8], "accuracy_recalibrated": [0.9, 0.8]}
+    orders = [
+        {"criterion": criterion, "order": order, **removal}
+        for criterion in ("taylor", "tail")
+        for order in ("once", "greedy")
+    ]
+    methods = [
+        {
+            "method": f"method {index}",
+            "base": "sgd",
+            "learning_rates": [0.1, 1.0],
+            "accuracy": [[90.0], [80.0]],
+            "steps": [1, 2],
+            "seconds": [0.5, 1.0],
+            "losses": [2.0, 1.0],
+        }
+        for index in range(12)
+    ]
+    arguments = {
+        "epochs": ([row(1), row(2)],),
+        "depth": (MEASURED, 1),
+        "depth_comparison": (MEASURED, MEASURED),
+        "convergence": (MEASURED, 1),
+        "learning_rates": (methods,),
+        "losses": (methods,),
+        "removals": (orders,),
+    }
+    return getattr(plots, f"draw_{name}")(*arguments[name])
+
+
+DRAWN = [name.removeprefix("draw_") for name in dir(plots) if name.startswith("draw_")]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_panels_have_titles_and_lines_that_can_be_told_apart_in_grey(name):
+    for axis in draw(name).axes:
+        assert axis.get_title() and axis.get_xlabel() and axis.get_ylabel()
+        assert len({in_grey(line) for line in axis.lines}) == len(axis.lines)
+        assert {line.get_color() for line in axis.lines} <= set(plots.PALETTE)
+
+
+def test_the_comparison_has_both_networks_in_one_panel():
+    without = {"test": {"accuracies": [0.1, 0.1, 0.8]}}
+    (axis,) = plots.draw_depth_comparison(MEASURED, without).axes
+    shown = lines(axis)
+    np.testing.assert_allclose(shown["with stage cost"].get_ydata(), [20, 50, 70])
+    np.testing.assert_allclose(shown["without stage cost"].get_ydata(), [10, 10, 80])
+    np.testing.assert_allclose(shown["without stage cost"].get_xdata(), [0, 1, 2])
+    assert [text.get_text() for text in axis.get_legend().texts] == list(shown)
+
+
+def test_ticks_can_be_read():
+    figure = plots.draw_depth(MEASURED)
+    figure.canvas.draw()
+    loss, _ = figure.axes
+    across = [label.get_text() for label in loss.get_xticklabels()]
+    assert "1" in across and not any("." in text for text in across)
+    up = [label.get_text() for label in loss.get_yticklabels()]
+    assert {"0.5", "1", "2"} <= set(up)
+
+
 def test_epochs_shows_the_networks_own_output():
     loss, accuracy, rate = plots.draw_epochs([row(1), row(2)]).axes
     np.testing.assert_allclose(lines(loss)["test"].get_ydata(), [3.0, 2.5])
@@ -72,6 +148,20 @@ def test_files_are_drawn_from_what_is_there(tmp_path):
         plots.save_figures(tmp_path)
     (tmp_path / plots.PRUNING).unlink()
     assert len(plots.save_figures(tmp_path)) == 3
+    for damaged in ("null", "[]", '{"train": {}}', '{"test": {"losses": 3}}'):
+        (tmp_path / records.TRAJECTORY).write_text(damaged)
+        with pytest.raises(ValueError, match=r"trajectory\.json is damaged"):
+            plots.save_figures(tmp_path)
+
+
+def test_a_network_without_blocks_has_no_figures_over_depth(tmp_path):
+    one_output = {
+        "test": {"losses": [0.1], "accuracies": [0.9], "output_residuals": []},
+        "parameter_norms": [],
+    }
+    (tmp_path / records.METRICS).write_text(json.dumps(row(1)) + "\n")
+    (tmp_path / records.TRAJECTORY).write_text(json.dumps(one_output))
+    assert [path.name for path in plots.save_figures(tmp_path)] == ["epochs.png"]
 
 
 def test_learning_rates_has_a_panel_for_each_base():
@@ -81,7 +171,7 @@ def test_learning_rates_has_a_panel_for_each_base():
         for method, accuracy in (("off", [[90.0, 92.0], [20.0, 30.0]]), ("on", [[91.0], [92.0]]))
     ]
     first, second = plots.draw_learning_rates(rows).axes
-    assert "sgd" in first.get_xlabel() and "ekfac" in second.get_xlabel()
+    assert "sgd" in first.get_title() and "ekfac" in second.get_title()
     off, on = first.lines
     np.testing.assert_array_equal(off.get_ydata(), [91.0, 25.0])
     np.testing.assert_array_equal(on.get_ydata(), [91.0, 92.0])

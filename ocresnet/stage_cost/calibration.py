@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.stage_cost.checks import check_share, checked_labels
+from ocresnet.stage_cost.checks import check_share, checked_labels, checked_logits
 from ocresnet.systems import counts
 from ocresnet.systems.architecture import ResidualArchitecture, residual
 
@@ -59,7 +59,8 @@ def calibrate_confidence(
     for name, value in (("accuracy", accuracy), ("budget", budget)):
         if value is not None:
             check_share(name, value)
-    labels = checked_labels(labels, np.shape(logits)[1], architecture.classes)
+    logits = checked_logits(logits)
+    labels = checked_labels(labels, logits.shape[1], architecture.classes)
     outputs = architecture.depth + 1
     if len(logits) != outputs:
         raise ValueError(

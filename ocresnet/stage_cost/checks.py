@@ -54,6 +54,21 @@ def checked_labels(labels: Any, samples: int, classes: int) -> np.ndarray:
     return labels
 
 
+def checked_logits(logits: Any) -> np.ndarray:
+    """The logits as an array of numpy, [outputs, samples, classes].
+
+    Raises:
+      ValueError: if they have another shape.
+    """
+    logits = np.asarray(logits)
+    if logits.ndim != 3:
+        raise ValueError(
+            f"logits have shape {logits.shape}, but must be [outputs, samples, classes], as "
+            "logits_over_depth gives them."
+        )
+    return logits
+
+
 def check_share(name: str, value: float) -> None:
     """Refuse what is no share in (0, 1], percentages too."""
     if not 0 < value <= 1:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ocresnet.stage_cost.checks import checked_labels
+from ocresnet.stage_cost.checks import checked_labels, checked_logits
 from ocresnet.stage_cost.pruning import recommend_depth
 from ocresnet.stage_cost.trajectory import Trajectory
 
@@ -52,11 +52,13 @@ def choose_depth(
       The depth, its 90 % interval and its distribution.
 
     Raises:
-      ValueError: for no resamples, labels that do not fit, and what `recommend_depth` refuses.
+      ValueError: for no resamples, logits or labels that do not fit, and what `recommend_depth`
+        refuses.
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}, but must be at least 1.")
-    _, samples, classes = np.shape(logits)
+    logits = checked_logits(logits)
+    _, samples, classes = logits.shape
     labels = checked_labels(labels, samples, classes)
     correct = np.argmax(logits, axis=-1) == labels
     probabilities = np.asarray(jax.nn.softmax(logits, axis=-1))[:, np.arange(samples), labels]

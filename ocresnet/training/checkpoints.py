@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,18 +33,6 @@ PARTIAL = ".partial"
 
 SPARE_BYTES = 2**20
 """Room on the disk that a checkpoint needs beside its arrays."""
-
-
-class Restored(NamedTuple):
-    """A checkpoint that was read back.
-
-    Attributes:
-      state: the training state.
-      position: the JSON dictionary saved with it.
-    """
-
-    state: PyTree
-    position: dict[str, Any]
 
 
 class Checkpoints:
@@ -166,11 +154,11 @@ class Checkpoints:
         return max(scores, key=lambda step: (scores[step], step), default=None)
 
     def position(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state."""
+        """The position in the run that was saved with a checkpoint."""
         return self._about[step]["position"]
 
-    def restore(self, step: int, like: PyTree) -> Restored:
-        """Read a checkpoint, as numpy arrays: it does not matter on which devices it was made.
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """Read a training state, as numpy arrays: it does not matter on which devices it was made.
 
         Args:
           step: which one.
@@ -192,10 +180,9 @@ class Checkpoints:
         shapes = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         folder = self._folder / str(step) / STATE
         try:
-            state = self._orbax.restore(folder, args=ocp.args.StandardRestore(shapes))
+            return self._orbax.restore(folder, args=ocp.args.StandardRestore(shapes))
         except Exception as error:  # orbax has many ways to say so
             raise ValueError(f"{where} cannot be read: {error}") from error
-        return Restored(state, self.position(step))
 
     def _check_files(self, step: int) -> None:
         """Compare every file with its digest, once."""

@@ -30,7 +30,7 @@ from ocresnet.training.compatibility import (
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import check_teacher
 from ocresnet.training.interruption import stop_requests
-from ocresnet.training.loop import OptimizerOf, TrainingLoop
+from ocresnet.training.loop import OptimizerOf, TrainingLoop, qualified_name
 from ocresnet.training.processes import in_first_process
 from ocresnet.training.restore import finished_without_checkpoints
 from ocresnet.training.workdir_lock import only_run_in
@@ -190,7 +190,8 @@ def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
         trained = calibrate_exits(trained, images, execution=loop.config.execution)
     trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        measured = {**trajectories, "metrics": records.digest_of_rows(loop.metrics)}
+        digest = records.digest_of_rows(loop.metrics)
+        measured: dict[str, Any] = {**trajectories, "metrics": digest}
         if residual:
             measured["parameter_norms"] = parameter_norms(loop.architecture, trained.params)
         networks.save(trained, folder / records.NETWORK)
@@ -227,15 +228,11 @@ def run_config(
         "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": samples},
     }
     if loss is not None:
-        described["loss"] = _qualified_name(loss)
+        described["loss"] = qualified_name(loss)
     if optimizer is not None:
-        described["optimizer"] = _qualified_name(optimizer)
+        described["optimizer"] = qualified_name(optimizer)
     if initial is not None:
         described["initial"] = networks.fingerprint(initial)
     if teacher is not None:
         described["teacher"] = networks.fingerprint(teacher)
     return described
-
-
-def _qualified_name(function: Any) -> str:
-    return getattr(function, "__qualname__", repr(type(function)))

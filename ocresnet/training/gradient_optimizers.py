@@ -51,7 +51,7 @@ class SGD(Optimizer):
         seed: int | Array,
     ) -> optax.GradientTransformation:
         descent = optax.sgd(schedule, momentum=self.momentum or None, nesterov=self.nesterov)
-        transformations = [self.decay(weight_decay), descent]
+        transformations = [self.add_decay(weight_decay), descent]
         gamma = float(np.max(problem.stage_cost, initial=0.0))
         if gamma > 0:
             # All gamma_k are the same wherever there are separate heads: `fit` sees to it.
@@ -138,6 +138,6 @@ class RMSprop(Optimizer):
         return optax.chain(
             optax.scale_by_rms(self.decay_of_square, self.epsilon, eps_in_sqrt=False),
             optax.trace(self.momentum) if self.momentum else optax.identity(),
-            self.decay(weight_decay),
+            self.add_decay(weight_decay),
             optax.scale_by_learning_rate(schedule),
         )

@@ -49,6 +49,11 @@ OptimizerOf = Callable[[Problem, optax.Schedule], optax.GradientTransformation]
 """(problem, learning rate over steps) -> any optax transformation."""
 
 
+def qualified_name(function: Any) -> str:
+    """What a function that was given instead of a configuration is recorded by."""
+    return getattr(function, "__qualname__", repr(type(function)))
+
+
 def open_checkpoints(folder: Path, keep: int = 2) -> "Checkpoints":
     """The checkpoints in a folder, as `Checkpoints` opens them."""
     from ocresnet.training.checkpoints import Checkpoints  # orbax is slow to import
@@ -110,7 +115,7 @@ class TrainingLoop:
             # A copy: the first step gives the buffers of its state away.
             variables = jax.tree.map(jnp.array, initial.variables)
         total_devices = len(devices) * jax.process_count()
-        keep = Keep()
+        keep: Keep | None = None
         if optimizer is not None:
             transformation = optimizer(self.problem, self.schedule)
         else:
@@ -169,8 +174,7 @@ class TrainingLoop:
                 f"epochs of {self.steps_per_epoch} steps: start in another workdir."
             )
         self.metrics = records.rows_of_epochs(folder, self.epoch, position["metrics"])
-        restored = checkpoints.restore(step, self.state)
-        self.state = jax.device_put(restored.state, self.replicated)
+        self.state = jax.device_put(checkpoints.restore(step, self.state), self.replicated)
 
     def _left_out(self) -> list[str]:
         """What is wrong with the checkpoints that were not used, the newest first."""

@@ -188,7 +188,7 @@ class Optimizer(ABC):
                 "none: choose 'all'."
             )
 
-    def decay(self, weight_decay: float | Array) -> optax.GradientTransformation:
+    def add_decay(self, weight_decay: float | Array) -> optax.GradientTransformation:
         """Adds lambda w to the updates of the parameters that decay."""
         if isinstance(weight_decay, int | float) and weight_decay == 0:
             return optax.identity()

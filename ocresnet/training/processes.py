@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 
 def in_first_process(work: Callable[[], None]) -> None:
@@ -13,6 +12,11 @@ def in_first_process(work: Callable[[], None]) -> None:
     Raises:
       OSError, ValueError: what `work` raises; in the other processes an OSError.
     """
+    if jax.process_count() == 1:
+        work()
+        return
+    from jax.experimental import multihost_utils  # slow to import
+
     error: OSError | ValueError | None = None
     if jax.process_index() == 0:
         try:

@@ -127,8 +127,9 @@ class MetricsFile:
           OSError: if it cannot be written.
         """
         try:
-            with self._path.open("ab", buffering=0) as file:
+            with self._path.open("ab") as file:
                 file.write(_lines([row]).encode())
+                file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(f"{self._path} cannot be written: {error.strerror}.") from error

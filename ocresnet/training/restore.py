@@ -16,7 +16,7 @@ from ocresnet.systems.network import Network
 from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.loop import CHECKPOINTS, OptimizerOf, open_checkpoints
+from ocresnet.training.loop import CHECKPOINTS, OptimizerOf, open_checkpoints, qualified_name
 from ocresnet.training.step import TrainState, init_state, training_problem
 
 Checkpoint = Literal["last", "best"]
@@ -60,12 +60,12 @@ def restore_network(
       ValueError: if the configuration or the checkpoint is damaged.
     """
     architecture, config, _ = load_configs(workdir)
-    folder = Path(workdir) / CHECKPOINTS
-    if not folder.is_dir():
+    if not _has_checkpoints(Path(workdir)):
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
             return networks.load(Path(workdir) / records.NETWORK)
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
-    checkpoints = open_checkpoints(folder)
+    _check_optimizer(Path(workdir), optimizer)
+    checkpoints = open_checkpoints(Path(workdir) / CHECKPOINTS)
     try:
         step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         # One in place of that which was asked for would be taken for it.
@@ -77,7 +77,7 @@ def restore_network(
         if step is None:
             hint = " (a run without validation split has none)" if which == "best" else ""
             raise FileNotFoundError(f"there is no {which} checkpoint in {workdir}{hint}.")
-        state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer)).state
+        state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer))
     finally:
         checkpoints.close()
     variables = state.variables if state.average is None else state.average
@@ -112,8 +112,7 @@ def finished_without_checkpoints(
       ValueError: if epochs were done that neither a checkpoint nor a finished network has, so that
         a start would write over them; or if what was left is damaged or of another run.
     """
-    checkpoints = workdir / CHECKPOINTS
-    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+    if _has_checkpoints(workdir):
         return None
     rows = records.read_metrics(workdir)
     trajectory_file, network = workdir / records.TRAJECTORY, workdir / records.NETWORK
@@ -121,7 +120,7 @@ def finished_without_checkpoints(
     if not rows and not finished:
         return None
     # The row of an epoch is written before its checkpoint: a run may be killed between the two.
-    if len(rows) == 1 and not finished and checkpoints.is_dir():
+    if len(rows) == 1 and not finished and (workdir / CHECKPOINTS).is_dir():
         return None
     records.refuse_other_config(
         records.read_json(workdir / records.CONFIG), description, str(workdir)
@@ -143,6 +142,24 @@ def finished_without_checkpoints(
     except (KeyError, TypeError) as error:
         raise ValueError(f"{trajectory_file} is damaged: {error!r}.") from error
     return FinishedRun(networks.load(network), rows, trajectories)
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def _check_optimizer(workdir: Path, optimizer: OptimizerOf | None) -> None:
+    """Refuse another optimizer than the run had: the state could not be read."""
+    had = records.read_json(workdir / records.CONFIG).get("optimizer")
+    given = None if optimizer is None else qualified_name(optimizer)
+    if had != given:
+        raise ValueError(
+            f"the run in {workdir} had "
+            + (f"the optimizer {had}" if had else "the optimizer of its configuration")
+            + ", with which alone its checkpoints can be read: "
+            + (f"give optimizer={had}." if had else "leave optimizer out.")
+        )
 
 
 def _state_shapes(

@@ -140,7 +140,7 @@ def make_train_step(
     problem: Problem,
     config: TrainingConfig,
     optimizer: optax.GradientTransformation,
-    keep: Keep = Keep(),
+    keep: Keep | None = None,
     *,
     axis_name: str | None = None,
     seed: int | Array = 0,
@@ -148,8 +148,8 @@ def make_train_step(
     """The step of one device: the problem linearised, averaged over devices, and the update.
 
     The optimizer's `update` is given, beside gradient, state and parameters: `batch`, the images
-    and targets of this device, the batch statistics before the step, the `nominal` trajectory that
-    the gradient comes from, and the objective as `value`.
+    and targets of this device, the batch statistics before the step, the objective as `value`, and
+    the `nominal` trajectory that the gradient comes from, if it was said what to keep of it.
 
     A step that is given a teacher hands its own output for the same augmented images, in inference
     mode, to the cost as a target beside the labels.
@@ -158,7 +158,8 @@ def make_train_step(
       problem: what is minimised, as `training_problem` makes it for the same axis.
       config: the training configuration.
       optimizer: applied to the mean gradient.
-      keep: what the optimizer needs of the linearised trajectory, on one device.
+      keep: what the optimizer needs of the linearised trajectory, on one device; None: of an
+        optimizer that did not say so, which then has to linearise for itself what it needs.
       axis_name: the mapped axis that the batch is split over, or None on a single device.
       seed: of random factors.
 
@@ -169,13 +170,11 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def mean_over_devices(tree: PyTree) -> PyTree:
-        # Alone, a device hands on the very arrays: OCNOpt sees that they are those of `nominal`.
-        alone = axis_name is None or lax.axis_size(axis_name) == 1
-        return tree if alone else lax.pmean(tree, axis_name)
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def random_key(step: Array) -> Array | None:
         """For random factors: another one every step, on every device."""
-        if keep.factor == "gradient":
+        if keep is None or keep.factor == "gradient":
             return None
         key = jax.random.fold_in(jax.random.key(seed), step)
         return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
@@ -189,21 +188,26 @@ def make_train_step(
         if teacher is not None:
             targets = (batch.labels, _own_output(teacher, images, config))
         nominal = linearize(
-            problem, params, batch_stats, images, targets, keep, random_key(state.step)
+            problem, params, batch_stats, images, targets, keep or Keep(), random_key(state.step)
         )
         losses = jnp.mean(per_sample_costs(problem, nominal.outputs, targets), axis=-1)
         right = jnp.argmax(nominal.outputs, axis=-1) == batch.labels
         value, losses, accuracies, gradient = mean_over_devices(
             (nominal.objective, losses, jnp.mean(right, axis=-1), nominal.gradient)
         )
+        offered = {}
+        if keep is not None:
+            # On a single device the mean is the gradient itself: OCNOpt sees it, and solves less.
+            alone = axis_name is not None and lax.axis_size(axis_name) == 1
+            offered["nominal"] = nominal._replace(gradient=gradient) if alone else nominal
         updates, opt_state = optimizer.update(
             gradient,
             state.opt_state,
             params,
             batch=(images, targets),
             batch_stats=batch_stats,
-            nominal=nominal,
             value=value,
+            **offered,
         )
         variables = Variables(optax.apply_updates(params, updates), nominal.batch_stats)
         average = state.average

@@ -79,8 +79,12 @@ def sweep(
     check_optimizer(architecture, config, devices=1)
     if config.distillation > 0:
         raise ValueError("a sweep has no teacher: set distillation to 0.")
-    grid = [np.asarray(weight_decays, np.float32), np.asarray(learning_rates, np.float32)]
-    grid = np.meshgrid(*grid, np.asarray(seeds, np.int32), indexing="ij")
+    grid = np.meshgrid(
+        np.asarray(weight_decays, np.float32),
+        np.asarray(learning_rates, np.float32),
+        np.asarray(seeds, np.int32),
+        indexing="ij",
+    )
     if grid[0].size == 0:
         raise ValueError("there is nothing to run: give learning_rates, weight_decays and seeds.")
     runs = [jnp.asarray(values.reshape(-1)) for values in grid]

@@ -1,18 +1,12 @@
-"""The Bellman recursion with full matrices, for networks small enough: what the tests compare to.
+"""What the tests of control need beyond `reference.py`: other forms of the recursion, Jacobians as
+matrices, costs of single samples, linear rollouts.
 
-Notation (every vector flat, every Jacobian and Hessian a full matrix)
-    x_k      state: all that crosses from the stages before k to the later ones: activations of the
-             whole batch, outputs read so far, shared parameters
-    theta_k  control; where there are shared parameters the first stage decides them
-    f_k      x_{k+1} = f_k(x_k, theta_k), with Jacobians f_theta and f_x
+Notation: that of `ocresnet/control/reference.py`, and
     J_i      cost of sample i;  J = sum_i weight_i J_i, a function of the last state
     A        M / eta
 
-    Q_x = f_x^T V_x'                  Q_theta = f_theta^T V_x'
-    Q_xx = f_x^T V_xx' f_x            Q_theta,x = f_theta^T V_xx' f_x
-    Q_theta,theta = A + f_theta^T V_xx' f_theta  (exact),  A  (clipped, none)
-    d theta = k + K dx,   k = -Q_theta,theta^-1 Q_theta,   K = -Q_theta,theta^-1 Q_theta,x
-    V_x = Q_x + Q_x,theta k,   V_xx = Q_xx + Q_x,theta K  (exact, clipped),   Q_x, Q_xx  (none)
+    Q_theta_theta = A + f_theta^T V_xx' f_theta  (exact),  A  (clipped, none)
+    V_x = Q_x + Q_theta_x^T k,   V_xx = Q_xx + Q_theta_x^T K  (exact, clipped),   Q_x, Q_xx  (none)
 """
 
 from collections.abc import Callable
@@ -25,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from ocresnet.control.reference import Value, decide, make_chain
 from ocresnet.costs import cross_entropy
 from ocresnet.problem import Problem
-from ocresnet.systems.system import Stage, System
+from ocresnet.systems.system import System, Variables
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
@@ -87,45 +82,15 @@ def _parts(system: System, tree: Any) -> list[Any]:
 
 def chain(problem: Problem, params: Any, batch: Batch) -> Chain:
     """The stages of a problem around the parameters."""
-    system, (inputs, labels) = problem.system, batch
-
-    def decide_shared(theta, state):
-        return {**state, "shared": theta}
-
-    def transition(segment, time, theta, state):
-        x, read, shared = state["x"], state["read"], state["shared"]
-        for own_time in range(segment.transitions) if segment.tied else [time]:
-            stage = Stage(theta, {}, jnp.asarray(own_time), shared, True)
-            if segment.output is not None:
-                read = (*read, segment.output(stage, x)[0])
-            x = segment.transition(stage, x)[0]
-        return {"x": x, "read": read, "shared": shared}
-
-    functions: list[Callable] = [decide_shared] if system.shared else []
-    for segment in system.segments:
-        functions += [partial(transition, segment, time) for time in range(segment.stages)]
-
-    state = {"x": system.initial_state(inputs), "read": (), "shared": {}}
-    result = Chain([], [], [], [], [], len, len)
-    for function, part in [*zip(functions, _parts(system, params), strict=True), (None, None)]:
-        x, unravel = ravel_pytree(state)
-        result.states.append(np.asarray(x))
-        result.owners.append(_owners(state))
-        if function is None:
-            break
-        theta, unravel_theta = ravel_pytree(part)
-
-        def step(theta, x, function=function, unravel=unravel, unravel_theta=unravel_theta):
-            return ravel_pytree(function(unravel_theta(theta), unravel(x)))[0]
-
-        jacobians = quick_jit(jax.jacobian(step, argnums=(0, 1)))(theta, x)
-        result.steps.append(quick_jit(step))
-        result.controls.append(np.asarray(theta))
-        result.jacobians.append(jax.tree.map(np.asarray, jacobians))
-        state = quick_jit(function)(part, state)
+    flat = make_chain(problem, Variables(params, {}), batch[0])
+    jacobians = [
+        jax.tree.map(np.asarray, quick_jit(jax.jacobian(f, argnums=(0, 1)))(theta, x))
+        for f, theta, x in zip(flat.functions, flat.controls, flat.states[:-1], strict=True)
+    ]
+    x, labels = flat.states[-1], batch[1]
 
     def cost(x, weights):
-        last = unravel(x)
+        last = flat.forms[-1](x)
         y = jnp.stack([*last["read"], last["x"]])
         target = jax.nn.one_hot(labels, y.shape[-1], dtype=y.dtype)
         if problem.cost is cross_entropy:
@@ -136,7 +101,12 @@ def chain(problem: Problem, params: Any, batch: Batch) -> Chain:
         return importance @ costs @ weights
 
     gradient, hessian = quick_jit(jax.grad(cost)), quick_jit(jax.hessian(cost))
-    return result._replace(
+    return Chain(
+        steps=[quick_jit(f) for f in flat.functions],
+        controls=[np.asarray(theta) for theta in flat.controls],
+        states=[np.asarray(x) for x in flat.states],
+        jacobians=jacobians,
+        owners=[_owners(form(x)) for form, x in zip(flat.forms, flat.states, strict=True)],
         gradient=lambda weights: np.asarray(gradient(x, weights)),
         hessian=lambda weights: np.asarray(hessian(x, weights)),
     )
@@ -181,20 +151,33 @@ def bellman(
     value: tuple[np.ndarray, np.ndarray],
     curvature: Matrices,
     value_update: str = "exact",
+    drift: Matrices | None = None,
 ) -> Solution:
-    """Solve the Bellman equation backward from (V_x, V_xx) of the last state; `curvature` is A."""
+    """Solve the Bellman equation backward from (V_x, V_xx) of the last state; `curvature` is A, and
+    the drift is known to "exact" alone."""
     policies, values = [], [value]
-    for (f_theta, f_x), A in zip(reversed(jacobians), reversed(curvature), strict=True):
+    drift = [np.zeros(len(A)) for A in curvature] if drift is None else drift
+    for (f_theta, f_x), A, s in zip(jacobians[::-1], curvature[::-1], drift[::-1], strict=True):
         V_x, V_xx = values[-1]
-        Q_theta, Q_theta_x = f_theta.T @ V_x, f_theta.T @ V_xx @ f_x
-        Q_theta_theta = A + f_theta.T @ V_xx @ f_theta if value_update == "exact" else A
-        k, K = -np.linalg.solve(Q_theta_theta, Q_theta), -np.linalg.solve(Q_theta_theta, Q_theta_x)
-        V_x, V_xx = f_x.T @ V_x, f_x.T @ V_xx @ f_x
-        if value_update != "none":
-            V_x, V_xx = V_x + Q_theta_x.T @ k, V_xx + Q_theta_x.T @ K
-        policies.append((k, K))
-        values.append((V_x, V_xx))
+        if value_update == "exact":
+            policy, value = exact_decision(f_theta, f_x, Value(V_x, V_xx), A, s)
+        else:
+            Q_theta, Q_theta_x = f_theta.T @ V_x, f_theta.T @ V_xx @ f_x
+            policy = -np.linalg.solve(A, Q_theta), -np.linalg.solve(A, Q_theta_x)
+            value = f_x.T @ V_x, f_x.T @ V_xx @ f_x
+            if value_update == "clipped":
+                k, K = policy
+                value = value[0] + Q_theta_x.T @ k, value[1] + Q_theta_x.T @ K
+        policies.append(tuple(map(np.asarray, policy)))
+        values.append(tuple(map(np.asarray, value)))
     return Solution(policies[::-1], values[::-1])
+
+
+@jax.jit
+def exact_decision(f_theta, f_x, value, curvature, drift):
+    """That of the reference, for linear dynamics."""
+    start = jnp.zeros(f_theta.shape[1]), jnp.zeros(f_x.shape[1])
+    return decide(lambda theta, x: f_theta @ theta + f_x @ x, *start, value, curvature, drift)
 
 
 def walk(problem: Chain, decide: Callable[[int, np.ndarray], np.ndarray], rollout: str) -> Matrices:

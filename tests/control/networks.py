@@ -247,6 +247,17 @@ def stepper(case: Setting, nominal: Any = None, **choices: Any) -> Callable:
     return step
 
 
+def of_sample(case: Setting, sample: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The Jacobians of a sample's own states."""
+    rows = [np.flatnonzero(owners == sample) for owners in case.dense.owners]
+    return [
+        (f_theta[after], f_x[np.ix_(after, before)])
+        for (f_theta, f_x), before, after in zip(
+            case.dense.jacobians, rows[:-1], rows[1:], strict=True
+        )
+    ]
+
+
 def flat(case: Setting, tree: Any) -> np.ndarray:
     """A tree like the parameters as one vector."""
     return np.concatenate(split(case.problem.system, tree))

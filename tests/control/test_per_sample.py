@@ -20,6 +20,7 @@ from tests.control.networks import (
     ETA,
     Setting,
     assert_changes,
+    of_sample,
     setting,
     updates,
 )
@@ -29,17 +30,6 @@ from tests.control.networks import (
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def of_sample(case: Setting, sample: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The Jacobians of a sample's own states."""
-    rows = [np.flatnonzero(owners == sample) for owners in case.dense.owners]
-    return [
-        (f_theta[after], f_x[np.ix_(after, before)])
-        for (f_theta, f_x), before, after in zip(
-            case.dense.jacobians, rows[:-1], rows[1:], strict=True
-        )
-    ]
 
 
 def dense_step(

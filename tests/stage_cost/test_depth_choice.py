@@ -45,3 +45,13 @@ def test_the_draw_is_that_of_the_seed():
 def test_no_resamples_are_refused():
     with pytest.raises(ValueError, match="resamples is 0, but must be at least 1"):
         choose_depth(np.zeros((2, 3, 2)), np.zeros(3, int), resamples=0)
+
+
+def test_what_does_not_fit_is_refused():
+    logits, labels = np.zeros((2, 3, 2)), np.array([0, 1, 1])
+    with pytest.raises(ValueError, match=r"logits have shape \(3,\), but must be \[outputs"):
+        choose_depth(labels, logits)
+    with pytest.raises(ValueError, match="labels have shape .* one-hot labels"):
+        choose_depth(logits, np.eye(2)[labels])
+    with pytest.raises(ValueError, match="there are 3 images, but 2 labels"):
+        choose_depth(logits, labels[:2])

@@ -204,6 +204,8 @@ def test_wishes_that_cannot_be_granted_are_refused(calibration_data):
     for name, share in (("accuracy", 91), ("accuracy", 1.5), ("budget", 20), ("budget", 0.0)):
         with pytest.raises(ValueError, match=f"{name} is {share}, but must be a share in"):
             calibrate_confidence(config, logits, labels, **{name: share})
+    with pytest.raises(ValueError, match=r"logits have shape \(400,\), but must be \[outputs"):
+        calibrate_confidence(config, labels, logits, budget=0.5)
     with pytest.raises(ValueError, match="labels have shape .* one-hot labels"):
         calibrate_confidence(config, logits, np.eye(3)[labels], budget=0.5)
     with pytest.raises(ValueError, match="needs residual blocks, and a MLPConfig has none"):

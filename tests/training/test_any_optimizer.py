@@ -28,6 +28,7 @@ from ocresnet.training.loop import NonFiniteLossError
 from ocresnet.training.optimizers import EKFAC, KFAC, SGD, AdamW, OCNOpt, Optimizer, RMSprop
 from ocresnet.training.restore import restore_network
 from ocresnet.training.step import AXIS_NAME
+from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
 
 FAMILIES: dict[str, Architecture] = {
@@ -127,18 +128,12 @@ def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
 
 
 def test_the_step_is_that_of_the_optimizer_alone(toy_data):
-    """With what the step offers OCNOpt, an epoch ends where it ends without."""
+    """OCNOpt given as a function is offered no trajectory, and ends an epoch at the same place."""
 
-    def without_offers(problem, schedule):
-        inner = ocnopt(problem, schedule, curvature=ekfac(**OFTEN), axis_name=AXIS_NAME)
+    def alone(problem, schedule):
+        return ocnopt(problem, schedule, curvature=ekfac(**OFTEN), axis_name=AXIS_NAME)
 
-        def update(gradients, state, params=None, *, batch, batch_stats, **offered):
-            assert set(offered) == {"nominal", "value"}
-            return inner.update(gradients, state, params, batch=batch, batch_stats=batch_stats)
-
-        return optax.GradientTransformationExtraArgs(inner.init, update)
-
-    wanted = run("resnet", "sgd", toy_data, optimizer=without_offers, changes={"epochs": 1})
+    wanted = run("resnet", "sgd", toy_data, optimizer=alone, changes={"epochs": 1})
     got = run(
         "resnet",
         OCNOpt(learning_rate=0.05, schedule="milestones", **OFTEN),
@@ -147,6 +142,16 @@ def test_the_step_is_that_of_the_optimizer_alone(toy_data):
     )
     for a, b in zip(jax.tree.leaves(got.network), jax.tree.leaves(wanted.network), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_any_optimizer_learns_from_a_teacher_of_any_family(toy_data):
+    teacher = random_network(for_dataset(FAMILIES["resnet"], toy_data))
+    exact = OCNOpt(curvature="kfac", factor="exact", **OFTEN)
+    distilled = {"distillation": 0.5, "epochs": 1}
+    result = run("mlp", exact, toy_data, teacher=teacher, changes=distilled)
+    alone = run("mlp", exact, toy_data, changes={"epochs": 1})
+    assert np.isfinite(result.metrics[0]["objective"])
+    assert result.metrics[0]["objective"] != alone.metrics[0]["objective"]
 
 
 def own_optimizer(problem, schedule):
@@ -162,6 +167,8 @@ def test_any_optax_transformation_trains_and_is_recognised(toy_data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored.variables, result.network.variables)
     with pytest.raises(ValueError, match="optimizer is own_optimizer there and None here"):
         run("mlp", "sgd", toy_data, tmp_path)
+    with pytest.raises(ValueError, match="had the optimizer own_optimizer, .* give optimizer=own"):
+        restore_network(tmp_path)
 
 
 def test_other_precision_and_a_loss_that_is_not_finite(toy_data, tmp_path):

@@ -36,9 +36,9 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest_step() == 7
     restored = checkpoints.restore(7, state(0.0))
-    assert restored.position == {"epoch": 2}
-    assert jax.tree.structure(restored.state) == jax.tree.structure(state(0.0))
-    jax.tree.map(np.testing.assert_array_equal, restored.state, state(0.1))
+    assert checkpoints.position(7) == {"epoch": 2}
+    assert jax.tree.structure(restored) == jax.tree.structure(state(0.0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(0.1))
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path):
@@ -92,7 +92,7 @@ def test_a_flipped_bit_anywhere_falls_back_to_the_checkpoint_before(tmp_path):
                 assert part == 1
             else:
                 assert latest == 1 and "damaged/2" in damaged.damaged[2]
-                assert float(damaged.restore(1, state(0.0)).state.params["w"][0, 0]) == 1
+                assert float(damaged.restore(1, state(0.0)).params["w"][0, 0]) == 1
             shutil.rmtree(folder)
 
 

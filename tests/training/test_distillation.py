@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ocresnet.costs import Cost, make_cost
 from ocresnet.data.batches import Batch
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.distillation import check_teacher, distillation_loss
+from ocresnet.training.distillation import (
+    check_teacher,
+    distillation_cost,
+    distillation_loss,
+)
 from ocresnet.training.optimizers import SGD
 from ocresnet.training.step import (
     AXIS_NAME,
@@ -71,6 +76,25 @@ def test_hot_distributions_match_logits():
     wanted = 0.5 * (distance**2).sum(-1) / 4
     np.testing.assert_allclose(divergence(logits, teacher, 1e3), wanted, rtol=1e-2)
     np.testing.assert_allclose(distillation_loss(logits, teacher, 100.0), wanted, rtol=5e-2)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "l2"])
+def test_the_factors_are_those_of_its_hessian(loss):
+    cost = distillation_cost(make_cost(loss), 0.7, 3.0)
+    logits, teacher = np.random.default_rng(0).normal(size=(2, 4))
+    targets = (jnp.int32(2), jnp.asarray(teacher))
+    hessian = jax.hessian(lambda logits: cost.value(logits, targets))(jnp.asarray(logits))
+    columns = cost.exact(jnp.asarray(logits))
+    np.testing.assert_allclose(columns.T @ columns, hessian, atol=1e-5)
+    keys = jax.random.split(jax.random.key(0), 20000)
+    drawn = jax.vmap(cost.sampled, in_axes=(0, None))(keys, jnp.asarray(logits))
+    np.testing.assert_allclose(jnp.mean(drawn, axis=0), np.zeros(4), atol=0.03)
+    np.testing.assert_allclose(drawn.T @ drawn / len(drawn), hessian, atol=0.03)
+
+
+def test_a_loss_without_factors_stays_without():
+    cost = distillation_cost(Cost(lambda logits, labels: logits[..., 0]), 0.5, 1.0)
+    assert cost.exact is None and cost.sampled is None
 
 
 def take_steps(steps: int, devices: int) -> tuple[TrainState, list[StepInfo], Network]:

@@ -1,4 +1,4 @@
-"""Two processes, each with a device of its own, give the run of one."""
+"""Two processes, each with a device of its own, give the run of one; the first writes for all."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from ocresnet.training import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,3 +61,39 @@ def test_two_processes_give_the_run_of_one(tmp_path):
         np.testing.assert_allclose(two[0][split]["losses"], one[0][split]["losses"], rtol=1e-3)
     np.testing.assert_allclose(two[0]["objective"], one[0]["objective"], rtol=1e-3)
     assert any((tmp_path / "two" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_other_processes_wait_for_the_first_and_learn_how_it_went(monkeypatch, fails):
+    """Neither is left waiting: of a refused workdir or a full disk all of them stop."""
+    done = []
+    gathered = []
+
+    def process_allgather(value):
+        gathered.append(bool(value))
+        return np.array([fails, False])
+
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
+    monkeypatch.setattr(processes.jax, "process_index", lambda: 1)
+    if fails:
+        with pytest.raises(OSError, match="the first process could not write"):
+            processes.in_first_process(lambda: done.append(1))
+    else:
+        processes.in_first_process(lambda: done.append(1))
+    assert done == [] and gathered == [False]
+
+
+def test_what_the_first_process_raises_is_heard_by_all(monkeypatch):
+    gathered = []
+
+    def process_allgather(value):
+        gathered.append(bool(value))
+        return np.array([value])
+
+    def work():
+        raise OSError("full")
+
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
+    with pytest.raises(OSError, match="^full$"):
+        processes.in_first_process(work)
+    assert gathered == [True]

@@ -5,11 +5,13 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ocresnet.data.batches import Batch
 from ocresnet.systems import network as networks
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Variables
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import SGD
 from ocresnet.training.step import (
@@ -67,6 +69,48 @@ def test_gamma_0_is_standard_training_to_the_bit():
     shared, shared_infos = train(network, config)
     jax.tree.map(np.testing.assert_array_equal, backbone(shared), backbone(plain))
     jax.tree.map(np.testing.assert_array_equal, shared_infos, plain_infos)
+
+
+def test_sgd_takes_the_step_of_value_and_grad_to_the_bit():
+    """Offering the trajectory to the optimizer costs one that does not want it nothing."""
+    network, config = SMALL["homogeneous"], TrainingConfig(optimizer=SGD(gradient_clip=1.0))
+    problem = training_problem(network, config, axis_name=AXIS_NAME)
+    optimizer = config.optimizer.build(problem, config.optimizer.schedule_over(config.epochs, 10))
+
+    def plain_step(variables, opt_state, images, labels):
+        def loss(params):
+            logits, stats = networks.apply(
+                network,
+                Variables(params, variables.batch_stats),
+                images,
+                train=True,
+                axis_name=AXIS_NAME,
+                execution=config.execution,
+            )
+            losses = jnp.mean(problem.cost.value(logits, labels), axis=-1)
+            return losses[-1] + (problem.stage_costs * losses[:-1]).sum(), stats
+
+        (_, stats), gradient = jax.value_and_grad(loss, has_aux=True)(variables.params)
+        gradient = jax.lax.pmean(gradient, AXIS_NAME)
+        updates, opt_state = optimizer.update(gradient, opt_state, variables.params)
+        return Variables(optax.apply_updates(variables.params, updates), stats), opt_state
+
+    mapped = jax.pmap(
+        plain_step,
+        AXIS_NAME,
+        in_axes=(None, None, 0, 0),
+        out_axes=None,
+        devices=jax.devices()[:1],
+    )
+    variables = network.init(jax.random.key(0))
+    opt_state = optimizer.init(variables.params)
+    for index in range(3):
+        images = random_images(network, batch=BATCH, seed=index)[None]
+        labels = (np.arange(BATCH)[None] + index) % network.classes
+        variables, opt_state = mapped(variables, opt_state, images, labels)
+    state, _ = train(network, config)
+    jax.tree.map(np.testing.assert_array_equal, state.variables, variables)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, opt_state)
 
 
 def test_gamma_changes_the_result():
