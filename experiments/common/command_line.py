@@ -76,7 +76,7 @@ def parse(values: FlagValues, arguments: Sequence[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         likely = did_you_mean(error.flagname, list(values))
         raise ValueError(
-            f"--{error.flagname} is not a flag of this program, see --help{likely}"
+            f"--{error.flagname} is not a flag of this program.{likely} See --help."
         ) from error
     except flags.Error as error:
         raise ValueError(str(error)) from error

@@ -91,9 +91,9 @@ def given(**holders: Flag) -> dict[str, Any]:
 
 
 def did_you_mean(word: str, allowed: Collection[str]) -> str:
-    """What to append to a sentence about a word that is not allowed: the likely one, if any."""
+    """What follows a sentence about a word that is not allowed: the likely one, if any."""
     near = difflib.get_close_matches(word, allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class _NumberParser(flags.FloatParser):
@@ -138,6 +138,8 @@ class _ChoiceParser(flags.EnumParser):
     def parse(self, argument: str) -> str:
         if argument not in self.enum_values:
             names = ", ".join(self.enum_values)
-            likely = did_you_mean(argument, self.enum_values)
-            raise ValueError(f"it must be one of {names}{likely}")
+            raise ValueError(
+                f"there is no such choice.{did_you_mean(argument, self.enum_values)} It must be "
+                f"one of {names}."
+            )
         return argument

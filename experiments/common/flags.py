@@ -92,8 +92,8 @@ class DataFlags:
         base = name.partition("[:")[0]
         if base not in NAMES and not base.endswith(".npz"):
             raise ValueError(
-                f"--dataset is {name!r}, but must be one of {', '.join(NAMES)}, or the path of a "
-                f".npz file{did_you_mean(base, NAMES)}"
+                f"there is no data set {name!r}.{did_you_mean(base, NAMES)} --dataset must be one "
+                f"of {', '.join(NAMES)}, or the path of a .npz file."
             )
         return name
 
