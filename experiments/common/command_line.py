@@ -1,5 +1,6 @@
 """How every binary starts: parsing, help in sections, one sentence for what a user can mend."""
 
+import os
 import re
 import sys
 import textwrap
@@ -50,13 +51,17 @@ def run(
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     values = FlagValues()
     defined = define(values)
-    if HELP & set(arguments):
-        print(help_text(doc or "", values))
-        return 0
     logging.set_verbosity(logging.ERROR)
     try:
+        if HELP & set(arguments):
+            print(help_text(doc or "", values))
+            return 0
         parse(values, arguments)
         return program(defined) or 0
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is left of it is flushed into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except MENDABLE as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
