@@ -8,81 +8,71 @@ to <workdir>/<stage cost>_<schedule>/, and for each recommends a depth by the de
 validation split, with the 90 % interval of that depth over resampled validation sets. In the end
 the smallest of all cut networks is recommended whose validation accuracy is within --tolerance of
 the best of all. The test set is measured and takes no part. Writes <workdir>/choose_depth.json and
-.md. Runs that are finished are read, those that were interrupted go on.
+.md, and .jsonl as it goes: the same command goes on where it was stopped.
 """
 
-from dataclasses import replace
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
-from absl import flags as absl_flags
-
-from experiments import command_line, flags
-from ocresnet.data.sources import load_dataset
+from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.depth_choice import choose_depth
 from ocresnet.stage_cost.objective import StageCostSchedule
-from ocresnet.stage_cost.trajectory import logits_over_depth, trajectory
-from ocresnet.training import records
+from ocresnet.stage_cost.trajectory import logits_over_depth
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.fit import Run, fit, for_dataset
+from ocresnet.training.fit import fit, for_dataset
 
-STAGE_COSTS = absl_flags.DEFINE_multi_float(
-    "gamma", [0.0, 0.005, 0.02, 0.1, 0.5], "Stage costs to try (instead of --stage_cost)."
-)
-SCHEDULES = absl_flags.DEFINE_multi_enum(
-    "schedule", ["constant"], ["constant", "linear", "terminal"], "Schedules to try with each."
-)
-TOLERANCE = absl_flags.DEFINE_float("tolerance", 0.5, "Percentage points that a cut may lose.")
-
-GROUPS = {"Sweep": [STAGE_COSTS, SCHEDULES, TOLERANCE], **flags.GROUPS}
-
-COLUMNS = (
-    ("stage cost", "stage_cost"),
-    ("schedule", "schedule"),
-    ("whole: validation (%)", "validation_whole"),
-    ("test (%)", "test_whole"),
-    ("blocks kept (90 %)", "depth"),
-    ("cut: validation (%)", "validation_cut"),
-    ("test (%)", "test_cut"),
-)
+from .common import command_line, reports
+from .common.flag_kinds import FlagValues, Section
+from .common.flags import TrainingFlags
+from .common.hosts import is_first
 
 
-def trials(schedules: list[StageCostSchedule]) -> list[tuple[float, StageCostSchedule]]:
-    """Every stage cost with every schedule; a stage cost of zero has none."""
-    return [
-        (gamma, schedule)
-        for gamma in STAGE_COSTS.value
-        for schedule in (schedules if gamma > 0 else schedules[:1])
-    ]
+class Flags(TrainingFlags):
+    """The sweep, and a training run."""
+
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "Sweep")
+        self.stage_costs = section.numbers(
+            "gamma", "Stage costs to try (instead of --stage_cost).", [0.0, 0.005, 0.02, 0.1, 0.5]
+        )
+        self.schedules = section.choices(
+            "schedule", get_args(StageCostSchedule), "Schedules to try with each.", ["constant"]
+        )
+        self.tolerance = section.number("tolerance", "Percentage points that a cut may lose.", 0.5)
+        super().__init__(values)
+
+    def trials(self, training: TrainingConfig) -> Iterator[TrainingConfig]:
+        """Every stage cost with every schedule; a stage cost of zero has none."""
+        for gamma in self.stage_costs.value:
+            for schedule in self.schedules.value[: None if gamma > 0 else 1]:
+                yield replace(training, stage_cost=gamma, stage_cost_schedule=schedule)
 
 
-def row_of(run: Run, data: Any, training: TrainingConfig, tolerance: float) -> dict[str, Any]:
-    """What one run recommends, and how good that is."""
-    images, labels = data.validation_images, data.validation_labels
-    logits = logits_over_depth(run.network, images, execution=training.execution)
-    chosen = choose_depth(logits, labels, tolerance=tolerance)
-    validation, test = (
-        trajectory(
-            run.network, data.images(part), data.labels(part), execution=training.execution
-        ).accuracies
-        for part in ("validation", "test")
-    )
-    return {
-        "stage_cost": training.stage_cost,
-        "schedule": training.stage_cost_schedule,
-        "blocks": chosen.blocks,
-        "depth": f"{chosen.blocks} ({chosen.low} to {chosen.high})",
-        "shares": chosen.shares,
-        "validation": validation,
-        "test": test,
-        "validation_whole": f"{100 * validation[-1]:.2f}",
-        "validation_cut": f"{100 * validation[chosen.blocks]:.2f}",
-        "test_whole": f"{100 * test[-1]:.2f}",
-        "test_cut": f"{100 * test[chosen.blocks]:.2f}",
-    }
+def measure(
+    network: ResNetConfig,
+    training: TrainingConfig,
+    data: TrainingData,
+    workdir: Path,
+    flags: Flags,
+) -> dict[str, Any]:
+    """Train, or continue, and measure what the run recommends and how good that is."""
+    trained = fit(network, training, data, workdir=workdir, devices=flags.hosts.devices())
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    split = data.split(training.validation, training.seed)
+    validation, labels = split.images("validation"), split.labels("validation")
+    logits = logits_over_depth(trained.network, validation, execution=training.execution)
+    chosen = choose_depth(logits, labels, tolerance=flags.tolerance.value)
+    accuracies = {part: trained.trajectories[part].accuracies for part in ("validation", "test")}
+    return {**chosen._asdict(), **accuracies}
 
 
-def recommend(rows: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+def recommend(rows: Sequence[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     """The row of the smallest cut network that is nearly as good as any, on validation data."""
 
     def accuracy(row: dict[str, Any]) -> float:
@@ -93,37 +83,67 @@ def recommend(rows: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     return min(near or rows, key=lambda row: (row["blocks"], -accuracy(row)))
 
 
-def main() -> None:
-    wanted = flags.run_flags()
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Accuracies of whole and cut networks as Markdown."""
+    return reports.markdown_table(
+        [
+            "schedule",
+            "stage cost",
+            "whole: validation (%)",
+            "test (%)",
+            "blocks kept (90 %)",
+            "cut: validation (%)",
+            "test (%)",
+        ],
+        [
+            [
+                row["schedule"],
+                f"{row['stage_cost']:g}",
+                *(f"{100 * row[part][-1]:.2f}" for part in ("validation", "test")),
+                f"{row['blocks']} ({row['low']} to {row['high']})",
+                *(f"{100 * row[part][row['blocks']]:.2f}" for part in ("validation", "test")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def sweep(flags: Flags) -> None:
+    """Train every trial, measure what it recommends, and recommend one of all."""
+    wanted, tolerance = flags.wanted(), flags.tolerance.value
     if wanted.training.validation == 0:
         raise ValueError("choosing a depth needs a validation split: give --validation=0.1.")
-    data = load_dataset(wanted.dataset, flags.DATA_DIR.value, download=flags.DOWNLOAD.value)
-    split = data.split(wanted.training.validation, wanted.training.seed)
-    rows = []
-    for gamma, schedule in trials(cast(list[StageCostSchedule], SCHEDULES.value)):
-        training = replace(wanted.training, stage_cost=gamma, stage_cost_schedule=schedule)
-        workdir = Path(wanted.workdir) / f"{gamma:g}_{schedule}"
-        print(f"stage cost {gamma:g}, {schedule}", flush=True)
-        run = fit(for_dataset(wanted.network, data), training, data, workdir=workdir)
-        if run.interrupted:
-            print("interrupted; the same command goes on from here")
-            return
-        rows.append(row_of(run, split, training, TOLERANCE.value))
-    chosen = recommend(rows, TOLERANCE.value)
-    lines = [
-        "| " + " | ".join(title for title, _ in COLUMNS) + " |",
-        "|---:|---|" + "---:|" * (len(COLUMNS) - 2),
-        *("| " + " | ".join(str(row[key]) for _, key in COLUMNS) + " |" for row in rows),
-        "",
-        f"Recommended: stage cost {chosen['stage_cost']:g}, {chosen['schedule']}, "
-        f"{chosen['blocks']} blocks.",
-    ]
-    print("\n".join(lines))
+    flags.hosts.start()
+    data = flags.data.open(wanted.dataset)
+    network = for_dataset(wanted.network, data)
+    not_swept = replace(wanted.training, stage_cost=0.0, stage_cost_schedule="constant")
+    settings = {
+        "dataset": wanted.dataset,
+        "network": asdict(network),
+        "training": asdict(not_swept),
+        "tolerance": tolerance,
+    }
     folder = Path(wanted.workdir)
-    (folder / "choose_depth.md").write_text("\n".join(lines) + "\n")
-    record = {"tolerance": TOLERANCE.value, "rows": rows, "recommended": chosen}
-    records.write_json(folder / "choose_depth.json", record)
+    study = reports.Study(folder / "choose_depth", settings, writes=is_first())
+    for training in flags.trials(wanted.training):
+        key = {"stage_cost": training.stage_cost, "schedule": training.stage_cost_schedule}
+        name = f"{key['stage_cost']:g}_{key['schedule']}"
+        print(name, flush=True)
+        study.row(key, partial(measure, network, training, data, folder / name, flags))
+    if is_first():
+        chosen = recommend(study.rows, tolerance)
+        text = (
+            f"{table(study.rows)}\n\nRecommended: stage cost {chosen['stage_cost']:g}, "
+            f"{chosen['schedule']}, {chosen['blocks']} blocks."
+        )
+        print(text)
+        study.write(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Sweep as the arguments say; returns the exit status."""
+    return command_line.run(sweep, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -2,51 +2,52 @@
 
   python -m experiments.demo --workdir=runs/demo
 
-is `experiments.train --preset=digits_homogeneous12_shared`, then `experiments.prune` and
-`experiments.evaluate --exit_budget=0.2` on its result.
+is three commands with the same workdir: `experiments.train --preset=digits_homogeneous12_shared`,
+`experiments.prune` and `experiments.evaluate --exit_budget=0.2`.
 """
 
+import sys
 import time
+from collections.abc import Sequence
+from types import ModuleType
 
-from absl import flags
+from . import evaluate, prune, train
+from .common import command_line
+from .common.flag_kinds import FlagValues, Section
 
-from experiments import command_line, evaluate, prune, runs
-from experiments.display import draw_figures, print_depth_table
-from experiments.presets import PRESETS
-from ocresnet.data.sources import load_dataset
-from ocresnet.stage_cost.pruning import recommend_depth
-from ocresnet.training.fit import fit, for_dataset
-
-PRESET = "digits_homogeneous12_shared"
-EXIT_BUDGET = 0.2
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {"Run": [runs.WORKDIR]}
+COMMANDS: tuple[tuple[ModuleType, list[str]], ...] = (
+    (train, ["--preset=digits_homogeneous12_shared"]),
+    (prune, []),
+    (evaluate, ["--exit_budget=0.2"]),
+)
 
 
-def main() -> None:
+class Flags:
+    """Where."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.workdir = Section(values, "Run").text("workdir", "Folder of the run.", "runs/demo")
+
+
+def demo(flags: Flags) -> int:
+    """Run the commands one after another, until one fails; returns its exit status."""
     start = time.perf_counter()
-    preset = PRESETS[PRESET]
-    workdir = runs.WORKDIR.value or "runs/demo"
-    data = load_dataset(preset.dataset)
-    result = fit(
-        for_dataset(preset.network, data),
-        preset.training,
-        data,
-        workdir=workdir,
-    )
-    if result.interrupted:
-        return
-    recommended = recommend_depth(result.trajectories["validation"])
-    print_depth_table(result.trajectories, recommended)
-    run = runs.load_run(workdir)
-    prune.prune_run(run, None, prune.TOLERANCE.value)
-    early = evaluate.measure_early_exit(
-        run, accuracy=None, budget=EXIT_BUDGET, batch_size=len(data.test_labels)
-    )
-    evaluate.print_early_exit(early)
-    draw_figures(workdir)
-    print(f"done in {time.perf_counter() - start:.0f} s; everything is in {workdir}")
+    workdir = f"--workdir={flags.workdir.value}"
+    for binary, arguments in COMMANDS:
+        name = binary.__name__.rpartition(".")[2]
+        print(" ".join([f"\n$ python -m experiments.{name}", *arguments, workdir]), flush=True)
+        status = binary.main([*arguments, workdir])
+        if status:
+            return status
+    seconds = time.perf_counter() - start
+    print(f"\ndone in {seconds:.0f} s; everything is in {flags.workdir.value}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tell the story as the arguments say; returns the exit status."""
+    return command_line.run(demo, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

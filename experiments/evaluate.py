@@ -3,21 +3,21 @@
   python -m experiments.evaluate --workdir=runs/demo
   python -m experiments.evaluate --workdir=runs/demo --exit_accuracy=0.97
   python -m experiments.evaluate --workdir=runs/demo --exit_budget=0.5
+  python -m experiments.evaluate --workdir=runs/demo --confidence=0.95
 
 prints accuracy and loss of every exit and writes <workdir>/evaluation.json, with the norm of every
 block's parameters and of its change of the state on the test set. With a wish for early exits, a
-confidence threshold is chosen on the validation split (without one, on the training set) and its
-accuracy and saving are measured on the test set.
+confidence threshold is chosen on the validation split (without one, on the training set), or taken
+as given, and its accuracy and saving are measured on the test set.
 """
 
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from experiments import command_line, runs
-from experiments.display import print_depth_table
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
 from ocresnet.stage_cost.early_exit import Predictions, predict
 from ocresnet.stage_cost.objective import per_sample_loss
@@ -28,49 +28,81 @@ from ocresnet.stage_cost.trajectory import (
     parameter_norms,
     trajectory,
 )
-from ocresnet.training import records
 
-EXIT_ACCURACY = flags.DEFINE_float(
-    "exit_accuracy", None, "Accuracy in [0, 1] that early exits must keep on the calibration data."
-)
-EXIT_BUDGET = flags.DEFINE_float(
-    "exit_budget", None, "Share of the network's multiply-adds that early exits may spend."
-)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a batch of early-exit inference.")
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {
-    "Run": runs.FLAGS,
-    "Early exit": [EXIT_ACCURACY, EXIT_BUDGET, BATCH_SIZE],
-}
+from .common import command_line, reports
+from .common.display import print_depth_table
+from .common.flag_kinds import FlagValues, Section
+from .common.runs import FinishedRun, FinishedRunFlags
 
 EVALUATION = "evaluation.json"
 
 
-def measure_early_exit(
-    run: runs.FinishedRun, accuracy: float | None, budget: float | None, batch_size: int
-) -> dict[str, Any]:
-    """Calibrate a threshold, then measure accuracy, cost and time with and without it."""
+class EarlyExitFlags:
+    """What is wished of early exits."""
+
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "Early exit")
+        self.accuracy = section.share(
+            "exit_accuracy", "Accuracy that early exits must keep on the calibration data."
+        )
+        self.budget = section.share(
+            "exit_budget", "Share of the network's multiply-adds that early exits may spend."
+        )
+        self.confidence = section.share(
+            "confidence", "Largest softmax probability at which a sample leaves."
+        )
+        self.batch_size = section.whole("batch_size", "Samples a batch of early exits.", 256)
+
+    def wished(self) -> bool:
+        """Whether any wish is given.
+
+        Raises:
+          ValueError: if there is more than one, or the batch size is impossible.
+        """
+        wishes = [self.accuracy, self.budget, self.confidence]
+        count = sum(wish.value is not None for wish in wishes)
+        if count > 1:
+            raise ValueError("give only one of --exit_accuracy, --exit_budget and --confidence.")
+        check_batch_size(self.batch_size.value)
+        return count == 1
+
+
+class Flags:
+    """Which run, and early exits."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.run = FinishedRunFlags(values)
+        self.early_exit = EarlyExitFlags(values)
+
+
+def measure_early_exit(run: FinishedRun, flags: EarlyExitFlags) -> dict[str, Any]:
+    """Accuracy, cost and time on the test set with and without early exits."""
     data, network = run.data, run.network
-    part = data.choosing_part
-    calibration = calibrate_confidence(
-        network.config,
-        logits_over_depth(network, data.images(part)),
-        data.labels(part),
-        accuracy=accuracy,
-        budget=budget,
-    )
+    measured: dict[str, Any] = {}
+    confidence = flags.confidence.value
+    if confidence is None:
+        part = data.choosing_part
+        calibration = calibrate_confidence(
+            network.config,
+            logits_over_depth(network, data.images(part)),
+            data.labels(part),
+            accuracy=flags.accuracy.value,
+            budget=flags.budget.value,
+        )
+        confidence = calibration.confidence
+        measured = {"calibrated_on": part, "calibration": calibration}
 
     def timed(confidence: float | None) -> tuple[Predictions, float]:
+        batch_size = flags.batch_size.value
         predict(network, data.images("test"), confidence=confidence, batch_size=batch_size)
         start = time.perf_counter()
         result = predict(network, data.images("test"), confidence=confidence, batch_size=batch_size)
         return result, time.perf_counter() - start
 
     whole, whole_seconds = timed(None)
-    early, early_seconds = timed(calibration.confidence)
-    return {
-        "calibrated_on": part,
-        "calibration": calibration,
+    early, early_seconds = timed(confidence)
+    return measured | {
+        "confidence": confidence,
         "test_accuracy_whole": np.mean(whole.labels == data.labels("test")),
         "test_accuracy_early": np.mean(early.labels == data.labels("test")),
         "mean_blocks": early.blocks.mean(),
@@ -80,11 +112,21 @@ def measure_early_exit(
     }
 
 
-def main() -> None:
-    if EXIT_ACCURACY.value is not None and EXIT_BUDGET.value is not None:
-        raise ValueError("give either --exit_accuracy or --exit_budget, and not both.")
-    check_batch_size(BATCH_SIZE.value)
-    run = runs.run_of_flags()
+def print_early_exit(early: dict[str, Any]) -> None:
+    """One paragraph on what early exits gave."""
+    chosen = f" (chosen on the {early['calibrated_on']} set)" if "calibrated_on" in early else ""
+    print(
+        f"early exit at confidence {early['confidence']:.4f}{chosen}: test accuracy "
+        f"{early['test_accuracy_early']:.2%} instead of {early['test_accuracy_whole']:.2%}, "
+        f"{early['mean_blocks']:.1f} blocks on average, {early['cost']:.0%} of the multiply-adds, "
+        f"{early['seconds_early']:.3f} s instead of {early['seconds_whole']:.3f} s"
+    )
+
+
+def evaluate(flags: Flags) -> None:
+    """Measure over depth and the early exits, print and write both."""
+    early_exits = flags.early_exit.wished()
+    run = flags.run.load()
     loss = per_sample_loss(run.training.loss, run.training.label_smoothing)
     trajectories = {
         part: trajectory(
@@ -98,31 +140,24 @@ def main() -> None:
     }
     print_depth_table(trajectories)
     evaluation: dict[str, Any] = {
-        "checkpoint": runs.CHECKPOINT.value,
+        "checkpoint": flags.run.checkpoint,
         **trajectories,
         "parameter_norms": parameter_norms(run.network.config, run.network.params),
         "state_changes": state_changes(
             run.network, run.data.images("test"), execution=run.training.execution
         ),
     }
-    if EXIT_ACCURACY.value is not None or EXIT_BUDGET.value is not None:
-        early = measure_early_exit(run, EXIT_ACCURACY.value, EXIT_BUDGET.value, BATCH_SIZE.value)
-        evaluation["early_exit"] = early
-        print_early_exit(early)
-    records.write_json(run.workdir / EVALUATION, evaluation)
+    if early_exits:
+        evaluation["early_exit"] = measure_early_exit(run, flags.early_exit)
+        print_early_exit(evaluation["early_exit"])
+    reports.write(run.workdir / EVALUATION, evaluation)
     print(f"wrote {run.workdir / EVALUATION}")
 
 
-def print_early_exit(early: dict[str, Any]) -> None:
-    """One paragraph on what early exits gave."""
-    print(
-        f"early exit at confidence {early['calibration'].confidence:.4f} (chosen on the "
-        f"{early['calibrated_on']} set): test accuracy {early['test_accuracy_early']:.2%} instead "
-        f"of {early['test_accuracy_whole']:.2%}, {early['mean_blocks']:.1f} blocks on average, "
-        f"{early['cost']:.0%} of the multiply-adds, {early['seconds_early']:.3f} s instead of "
-        f"{early['seconds_whole']:.3f} s"
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate as the arguments say; returns the exit status."""
+    return command_line.run(evaluate, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

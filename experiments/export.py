@@ -11,46 +11,67 @@ The file holds the function from images to logits with its weights, for CPU, GPU
   logits = model.call(images)           # float32 [batch, height, width, channels]
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from absl import flags
-
-from experiments import command_line, runs
-from experiments.prune import PRUNED
 from ocresnet.export import Pixel, export_network
 from ocresnet.systems import network as networks
 from ocresnet.training import records
 
-OUTPUT = flags.DEFINE_string("output", None, "The file. Default: <workdir>/model.stablehlo.")
-WHICH = flags.DEFINE_bool(
-    "pruned", None, "The pruned network, or the whole one. Default: pruned, if there is one."
-)
-ALL_EXITS = flags.DEFINE_bool("all_exits", False, "Give the logits of every exit.")
-BATCH = flags.DEFINE_integer("images", None, "How many images it takes. Default: any number.")
-PIXEL = flags.DEFINE_enum("pixel", "float32", get_args(Pixel), "Dtype of the images.")
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {
-    "Run": [runs.WORKDIR],
-    "Export": [OUTPUT, WHICH, ALL_EXITS, BATCH, PIXEL],
-}
+from .common import command_line
+from .common.flag_kinds import FlagValues, Section
+from .common.runs import needed_workdir
+from .prune import PRUNED
 
 
-def main() -> None:
-    if not runs.WORKDIR.value:
-        raise ValueError("--workdir is needed: the folder of a finished run of experiments.train.")
-    workdir = Path(runs.WORKDIR.value)
-    pruned = (workdir / PRUNED).is_dir() if WHICH.value is None else WHICH.value
+class Flags:
+    """Which network, and what its file takes and gives."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.workdir = Section(values, "Run").text("workdir", "Folder of the run.")
+        section = Section(values, "Export")
+        self.output = section.text("output", "The file. Default: <workdir>/model.stablehlo.")
+        self.pruned = section.switch(
+            "pruned",
+            "The pruned network, or the whole one. Default: pruned, if there is one.",
+            None,
+        )
+        self.all_exits = section.switch("all_exits", "Give the logits of every exit.")
+        self.images = section.whole(
+            "images", "How many images it takes. Default: any number.", least=1
+        )
+        self.pixel = section.choice(
+            "pixel", get_args(Pixel), "Dtype of the images.", default="float32"
+        )
+
+
+def export(flags: Flags) -> None:
+    """Write the file, and say what is in it."""
+    workdir = needed_workdir(flags.workdir)
+    pruned = flags.pruned.value
+    if pruned is None:
+        pruned = (workdir / PRUNED).is_dir()
     network = networks.load(workdir / (PRUNED if pruned else records.NETWORK))
-    output = Path(OUTPUT.value or workdir / "model.stablehlo")
-    pixel: Pixel = "uint8" if PIXEL.value == "uint8" else "float32"
-    export_network(network, output, exits=ALL_EXITS.value, batch_size=BATCH.value, pixel=pixel)
-    what = "pruned" if pruned else "whole"
+    output = Path(flags.output.value or workdir / "model.stablehlo")
+    export_network(
+        network,
+        output,
+        exits=flags.all_exits.value,
+        batch_size=flags.images.value,
+        pixel=flags.pixel.value,
+    )
     print(
-        f"wrote the {what} network of {network.config.depth} blocks to {output} "
-        f"({output.stat().st_size / 1e6:.1f} MB)"
+        f"wrote the {'pruned' if pruned else 'whole'} network of {network.config.depth} blocks to "
+        f"{output} ({output.stat().st_size / 1e6:.1f} MB)"
     )
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export as the arguments say; returns the exit status."""
+    return command_line.run(export, Flags, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -11,70 +11,70 @@ of experiments.train to <workdir>/finetuned/ or <workdir>/finetuned_distilled/, 
 before and after in finetuning.json; the same command continues a run that was stopped.
 """
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments import command_line, prune, runs
 from ocresnet import plots
-from ocresnet.stage_cost.pruning import prune as cut_to
+from ocresnet.stage_cost.pruning import prune
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.network import Network
-from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.finetuning import finetuning_config
-from ocresnet.training.fit import Run, fit
+from ocresnet.training.fit import fit
 
-EPOCHS = flags.DEFINE_integer("epochs", 5, "Passes over the training set.")
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "Of SGD, before the schedule.")
-DISTILLATION = flags.DEFINE_float(
-    "distillation", 0.0, "Weight of the whole network's outputs in the loss, 0 to 1."
-)
-TEMPERATURE = flags.DEFINE_float(
-    "temperature", TrainingConfig.temperature, "Of the softmax that distillation compares."
-)
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the new run. Default: finetuned or finetuned_distilled in workdir."
-)
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {
-    "Run": [*runs.FLAGS, OUTPUT],
-    "Depth": [prune.BLOCKS, prune.TOLERANCE],
-    "Training": [EPOCHS, LEARNING_RATE, DISTILLATION, TEMPERATURE],
-}
+from .common import command_line, reports
+from .common.flag_kinds import FlagValues, Section
+from .common.hosts import HostFlags, is_first
+from .common.runs import FinishedRun, FinishedRunFlags
+from .prune import DepthFlags, depth_by_rule
 
 FINETUNED = "finetuned"
 FINETUNING = "finetuning.json"
 
 
-def finetune_run(run: runs.FinishedRun, blocks: int, config: TrainingConfig, output: Path) -> Run:
-    """Cut, train on, and print the accuracies of the whole network, the cut and the trained one."""
-    small = cut_to(run.network, blocks)
-    # The data as it was loaded: `fit` holds out the same validation set as in the run.
-    result = fit(
-        small.config,
-        config,
-        run.unsplit_data,
-        workdir=output,
-        initial=small,
-        teacher=run.network if config.distillation > 0 else None,
-    )
-    if result.interrupted:
-        return result
-    measured = {
-        "whole": accuracies(run.network, run),
-        "cut": accuracies(small, run),
-        "fine-tuned": accuracies(result.network, run),
-    }
-    records.write_json(output / FINETUNING, measured)
-    print(accuracy_table(measured))
-    print(f"wrote {output}")
-    return result
+class Flags:
+    """Which run, how deep, and how it is trained on."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.run = FinishedRunFlags(values)
+        self._output = Section(values, "Run").text(
+            "output",
+            "Folder of the new run. Default: finetuned or finetuned_distilled in workdir.",
+        )
+        self.depth = DepthFlags(values)
+        section = Section(values, "Training")
+        self._epochs = section.whole("epochs", "Passes over the training set.", 5)
+        self._learning_rate = section.number("learning_rate", "Of SGD, before the schedule.", 0.01)
+        self._distillation = section.number(
+            "distillation", "Weight of the whole network's outputs in the loss, 0 to 1.", 0.0
+        )
+        self._temperature = section.number(
+            "temperature",
+            "Of the softmax that distillation compares.",
+            TrainingConfig.temperature,
+        )
+        self.hosts = HostFlags(values)
+
+    def config(self, training: TrainingConfig) -> TrainingConfig:
+        """The run's training configuration, with what was given."""
+        return finetuning_config(
+            training,
+            epochs=self._epochs.value,
+            learning_rate=self._learning_rate.value,
+            distillation=self._distillation.value,
+            temperature=self._temperature.value,
+        )
+
+    def output(self, workdir: Path) -> Path:
+        """Where the new run lies."""
+        name = f"{FINETUNED}_distilled" if self._distillation.value > 0 else FINETUNED
+        return Path(self._output.value or workdir / name)
 
 
-def accuracies(network: Network, run: runs.FinishedRun) -> dict[str, Any]:
+def accuracies(network: Network, run: FinishedRun) -> dict[str, Any]:
     """Blocks, and accuracy on the validation set (if there is one) and the test set."""
     own_output = replace(network, config=replace(network.config, exits="none"))
     return {
@@ -91,38 +91,60 @@ def accuracies(network: Network, run: runs.FinishedRun) -> dict[str, Any]:
     }
 
 
-def accuracy_table(measured: dict[str, dict[str, Any]]) -> str:
+def accuracy_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """The accuracies as a Markdown table, in percent."""
     parts = [name for name in next(iter(measured.values())) if name != "blocks"]
-    lines = [
-        "| network | blocks | " + " | ".join(f"{part} accuracy (%)" for part in parts) + " |",
-        "|---|---:|" + "---:|" * len(parts),
-    ]
-    for name, row in measured.items():
-        cells = " | ".join(f"{100 * row[part]:.2f}" for part in parts)
-        lines.append(f"| {name} | {row['blocks']} | {cells} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    if prune.BLOCKS.present and prune.TOLERANCE.present:
-        raise ValueError("give either --blocks or --tolerance, and not both.")
-    run = runs.run_of_flags()
-    config = finetuning_config(
-        run.training,
-        epochs=EPOCHS.value,
-        learning_rate=LEARNING_RATE.value,
-        distillation=DISTILLATION.value,
-        temperature=TEMPERATURE.value,
+    return reports.markdown_table(
+        ["network", "blocks", *(f"{part} accuracy (%)" for part in parts)],
+        [
+            [name, row["blocks"], *(f"{100 * row[part]:.2f}" for part in parts)]
+            for name, row in measured.items()
+        ],
     )
-    blocks = prune.BLOCKS.value
-    if blocks is None and not prune.TOLERANCE.present:
+
+
+def chosen_depth(run: FinishedRun, flags: DepthFlags) -> int:
+    """The depth that is given, or that pruning recorded, or that the rule chooses."""
+    blocks = flags.blocks
+    if blocks is None and not flags.rule_is_wanted:
         blocks = plots.kept_blocks(run.workdir / plots.PRUNING)
-    if blocks is None:
-        blocks, _ = prune.depth_by_rule(run, prune.TOLERANCE.value)
-    folder = FINETUNED if config.distillation == 0 else f"{FINETUNED}_distilled"
-    finetune_run(run, blocks, config, Path(OUTPUT.value or run.workdir / folder))
+    return depth_by_rule(run, flags.tolerance)[0] if blocks is None else blocks
+
+
+def finetune(flags: Flags) -> None:
+    """Cut, train on, and print the accuracies of the whole network, the cut and the trained one."""
+    flags.depth.check()
+    flags.hosts.start()
+    run = flags.run.load()
+    config, output = flags.config(run.training), flags.output(run.workdir)
+    small = prune(run.network, chosen_depth(run, flags.depth))
+    # The data as it was loaded: `fit` holds out the same validation set as in the run.
+    result = fit(
+        small.config,
+        config,
+        run.unsplit_data,
+        workdir=output,
+        devices=flags.hosts.devices(),
+        initial=small,
+        teacher=run.network if config.distillation > 0 else None,
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    measured = {
+        "whole": accuracies(run.network, run),
+        "cut": accuracies(small, run),
+        "fine-tuned": accuracies(result.network, run),
+    }
+    if is_first():
+        reports.write(output / FINETUNING, measured)
+        print(accuracy_table(measured))
+        print(f"wrote {output}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fine-tune as the arguments say; returns the exit status."""
+    return command_line.run(finetune, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -10,51 +10,66 @@ probability of the right class. Writes <workdir>/pruned/ (loadable without the o
 <workdir>/pruning.json, and draws the figures again with the cut marked.
 """
 
-from absl import flags
+import sys
+from collections.abc import Sequence
 
-from experiments import command_line, runs
-from experiments.display import draw_figures
 from ocresnet import plots
 from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
-from ocresnet.training import records
 
-BLOCKS = flags.DEFINE_integer("blocks", None, "How many blocks to keep.")
-TOLERANCE = flags.DEFINE_float("tolerance", 0.5, "Percentage points that the depth rule may lose.")
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {"Run": runs.FLAGS, "Depth": [BLOCKS, TOLERANCE]}
+from .common import command_line, reports
+from .common.display import draw_figures
+from .common.flag_kinds import FlagValues, Section
+from .common.runs import FinishedRun, FinishedRunFlags
 
 PRUNED = "pruned"
 
 
-def prune_run(run: runs.FinishedRun, blocks: int | None, tolerance: float) -> networks.Network:
-    """Choose the depth unless it is given, cut, save, and print the report on the test set."""
-    data = run.data
-    chosen_on = None
-    if blocks is None:
-        blocks, chosen_on = depth_by_rule(run, tolerance)
-    pruned = prune(run.network, blocks)
-    reports = [
-        report(network, data.images("test"), data.labels("test"), execution=run.training.execution)
-        for network in (run.network, pruned)
-    ]
-    networks.save(pruned, run.workdir / PRUNED)
-    records.write_json(
-        run.workdir / plots.PRUNING,
-        {
-            "chosen_on": chosen_on,
-            "tolerance": tolerance if chosen_on else None,
-            "full": vars(reports[0]),
-            "pruned": vars(reports[1]),
-        },
-    )
-    print(report_table(*reports))
-    print(f"wrote {run.workdir / PRUNED}")
-    return pruned
+class DepthFlags:
+    """How deep the cut network is: as given, or by the depth rule."""
+
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "Depth")
+        self._blocks = section.whole("blocks", "How many blocks to keep.")
+        self._tolerance = section.number(
+            "tolerance", "Percentage points that the depth rule may lose.", 0.5
+        )
+
+    @property
+    def blocks(self) -> int | None:
+        """The depth, if it is given."""
+        return self._blocks.value
+
+    @property
+    def tolerance(self) -> float:
+        """Percentage points that the depth rule may lose."""
+        return self._tolerance.value
+
+    @property
+    def rule_is_wanted(self) -> bool:
+        """Whether the depth rule is asked for by its tolerance."""
+        return self._tolerance.present
+
+    def check(self) -> None:
+        """Refuse two answers to one question.
+
+        Raises:
+          ValueError: if both depth and tolerance are given.
+        """
+        if self._blocks.present and self._tolerance.present:
+            raise ValueError("give either --blocks or --tolerance, and not both.")
 
 
-def depth_by_rule(run: runs.FinishedRun, tolerance: float) -> tuple[int, str]:
+class Flags:
+    """Which run, and how deep."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.run = FinishedRunFlags(values)
+        self.depth = DepthFlags(values)
+
+
+def depth_by_rule(run: FinishedRun, tolerance: float) -> tuple[int, str]:
     """The depth that the rule chooses, and the part of the data it is chosen on."""
     chosen_on = run.data.choosing_part
     measured = trajectory(
@@ -71,13 +86,38 @@ def depth_by_rule(run: runs.FinishedRun, tolerance: float) -> tuple[int, str]:
     return blocks, chosen_on
 
 
-def main() -> None:
-    if BLOCKS.present and TOLERANCE.present:
-        raise ValueError("give either --blocks or --tolerance, and not both.")
-    run = runs.run_of_flags()
-    prune_run(run, BLOCKS.value, TOLERANCE.value)
+def cut(flags: Flags) -> None:
+    """Choose the depth unless it is given, cut, save, and print the report on the test set."""
+    flags.depth.check()
+    run = flags.run.load()
+    blocks, chosen_on = flags.depth.blocks, None
+    if blocks is None:
+        blocks, chosen_on = depth_by_rule(run, flags.depth.tolerance)
+    pruned = prune(run.network, blocks)
+    images, labels = run.data.images("test"), run.data.labels("test")
+    full, small = (
+        report(network, images, labels, execution=run.training.execution)
+        for network in (run.network, pruned)
+    )
+    networks.save(pruned, run.workdir / PRUNED)
+    reports.write(
+        run.workdir / plots.PRUNING,
+        {
+            "chosen_on": chosen_on,
+            "tolerance": flags.depth.tolerance if chosen_on else None,
+            "full": vars(full),
+            "pruned": vars(small),
+        },
+    )
+    print(report_table(full, small))
+    print(f"wrote {run.workdir / PRUNED}")
     draw_figures(run.workdir)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prune as the arguments say; returns the exit status."""
+    return command_line.run(cut, Flags, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -9,23 +9,19 @@ Blocks are scored on `--samples` images of the validation split (without one, of
 once or again after each removal (greedy). Of every order the table names the test accuracy over the
 blocks that are kept, with the batch statistics as trained and measured anew on training images;
 "exits (prune)" is cutting the tail with the statistics that the exit there had. Writes
-<workdir>/surgery.json, surgery.md and figures/surgery.png, and with a size given the network
-<workdir>/surgical/, recalibrated and loadable without the original.
+<workdir>/surgery.json, surgery.md and figures/surgery.png, surgery.jsonl as it goes, and with a
+size given <workdir>/surgical/ (the network, recalibrated and loadable without the original) and
+surgical.json.
 """
 
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
-from absl import flags
-
-from experiments import command_line, runs
 from ocresnet import plots
-from ocresnet.files import replace_file
 from ocresnet.stage_cost.block_scores import (
     CRITERIA,
     RESCORED,
@@ -46,206 +42,241 @@ from ocresnet.stage_cost.surgery import (
 )
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
-from ocresnet.training import records
 
-KEEP = flags.DEFINE_integer("keep", None, "How many blocks to keep.")
-BUDGET = flags.DEFINE_float("budget", None, "Share of the multiply-adds to keep.")
-TOLERANCE = flags.DEFINE_float(
-    "tolerance", None, "Percentage points that may be lost on the images that blocks are scored on."
-)
-CRITERION = flags.DEFINE_enum(
-    "criterion", None, list(CRITERIA), "Which score. Default: all; cut by loss_increase."
-)
-ORDER = flags.DEFINE_enum(
-    "order", None, ["once", "greedy"], "Score once or anew. Default: both; cut by greedy."
-)
-SAMPLES = flags.DEFINE_integer("samples", 2000, "Images that blocks are scored on, at most.")
-STATISTICS = flags.DEFINE_integer(
-    "statistics", 2000, "Training images that batch statistics are measured on, at most."
-)
-RECALIBRATE_SCORES = flags.DEFINE_boolean(
-    "recalibrate_scores", False, "Score with statistics measured anew for each set of blocks."
-)
-TEST_SAMPLES = flags.DEFINE_integer("test_samples", None, "Test images to use. Default: all.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the random order.")
-
-GROUPS: dict[str, list[flags.FlagHolder]] = {
-    "Run": runs.FLAGS,
-    "Size": [KEEP, BUDGET, TOLERANCE],
-    "Order": [CRITERION, ORDER, SAMPLES, RECALIBRATE_SCORES, SEED],
-    "Measurement": [STATISTICS, TEST_SAMPLES],
-}
+from .common import command_line, reports
+from .common.flag_kinds import FlagValues, Section
+from .common.runs import FinishedRun, FinishedRunFlags
 
 PAPER_STAGE_COST = 0.02
 """gamma of the stage-cost sensitivity for a network that was trained without stage cost."""
 
+PREFERRED = "loss_increase"
+"""The criterion that cuts, unless another is named."""
+
 SURGICAL = "surgical"
 
-
-def scoring_data(run: runs.FinishedRun, part: str, samples: int | None) -> ScoringData:
-    """The first samples of a part, with the run's loss and stage cost."""
-    training = run.training
-    return ScoringData(
-        run.data.images(part)[:samples],
-        run.data.labels(part)[:samples],
-        loss=per_sample_loss(training.loss, training.label_smoothing),
-        stage_cost=training.stage_cost or PAPER_STAGE_COST,
-        seed=SEED.value,
-        execution=training.execution,
-    )
+Row = dict[str, Any]
 
 
-def removal_orders(run: runs.FinishedRun, data: ScoringData) -> list[dict[str, Any]]:
-    """Every order that is compared, with the seconds that finding it took."""
-    rows = []
-    for name in [CRITERION.value] if CRITERION.value else CRITERIA:
-        for order in ("once", "greedy") if name in RESCORED else ("once",):
-            if ORDER.value not in (None, order) and name in RESCORED:
-                continue
-            find = removal_order if order == "once" else greedy_removal_order
-            start = time.perf_counter()
-            removed = find(run.network, CRITERIA[name], data)
-            seconds = time.perf_counter() - start
-            rows.append({"criterion": name, "order": order, "removed": removed, "seconds": seconds})
-            print(f"{name} ({order}), {seconds:.1f} s: {removed}", flush=True)
-    return rows
+class Flags:
+    """Which run, which orders of removal, how they are measured, and how much is cut."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self.run = FinishedRunFlags(values)
+        section = Section(values, "Size")
+        self.keep = section.whole("keep", "How many blocks to keep.", least=0)
+        self.budget = section.share("budget", "Share of the multiply-adds to keep.")
+        self.tolerance = section.number(
+            "tolerance",
+            "Percentage points that may be lost on the images that blocks are scored on.",
+        )
+        section = Section(values, "Order")
+        self.criterion = section.choice(
+            "criterion", CRITERIA, f"Which score. Default: all; cut by {PREFERRED}."
+        )
+        self.order = section.choice(
+            "order", ("once", "greedy"), "Score once or anew. Default: both; cut by greedy."
+        )
+        self.samples = section.whole(
+            "samples", "Images that blocks are scored on, at most.", 2000, least=1
+        )
+        self.recalibrate_scores = section.switch(
+            "recalibrate_scores", "Score with statistics measured anew for each set of blocks."
+        )
+        self.seed = section.whole("seed", "Of the random order.", 0)
+        section = Section(values, "Measurement")
+        self.statistics = section.whole(
+            "statistics",
+            "Training images that batch statistics are measured on, at most.",
+            2000,
+            least=1,
+        )
+        self.test_samples = section.whole(
+            "test_samples", "Test images to use. Default: all.", least=1
+        )
+
+    def size_is_given(self) -> bool:
+        """Whether something is to be cut.
+
+        Raises:
+          ValueError: if the size is given twice.
+        """
+        sizes = [flag for flag in (self.keep, self.budget, self.tolerance) if flag.present]
+        if len(sizes) > 1:
+            raise ValueError("give only one of --keep, --budget and --tolerance.")
+        return bool(sizes)
+
+    def orders(self) -> list[tuple[str, str]]:
+        """(criterion, order) of everything that is compared."""
+        criteria = [self.criterion.value] if self.criterion.value else list(CRITERIA)
+        wanted = [self.order.value] if self.order.value else ["once", "greedy"]
+        return [
+            (name, order)
+            for name in criteria
+            for order in (wanted if name in RESCORED else ["once"])
+        ]
 
 
-def measure_rows(
-    run: runs.FinishedRun, rows: Sequence[dict[str, Any]], statistics_images: np.ndarray
-) -> list[dict[str, Any]]:
-    """The orders with their test accuracies over the blocks kept, and that of the exits."""
-    depth = run.network.config.depth
-    test = scoring_data(run, "test", TEST_SAMPLES.value)
-    recalibrated = replace(test, statistics_images=statistics_images)
+class Laboratory:
+    """A run's network with the images that blocks are scored and measured on."""
 
-    @cache  # many orders pass through the same sets
-    def accuracy(removed: frozenset[int], anew: bool) -> float:
-        network = own_output(run.network)
-        return float(measure(network, recalibrated if anew else test, removed).accuracies[-1])
+    def __init__(self, run: FinishedRun, flags: Flags) -> None:
+        self._run, self._flags = run, flags
+        self.part = run.data.choosing_part
+        self.statistics = run.data.images("train")[: flags.statistics.value]
+        self.data = self._scoring_data(self.part, flags.samples.value)
+        self._test = self._scoring_data("test", flags.test_samples.value)
+        # Many orders pass through the same sets.
+        self._accuracy = cache(self._measure_accuracy)
 
-    measured = []
-    for row in rows:
-        sets = [frozenset(row["removed"][:count]) for count in range(depth + 1)]
-        accuracies = {
-            name: [accuracy(removed, anew) for removed in sets]
-            for name, anew in (("accuracy", False), ("accuracy_recalibrated", True))
+    def _scoring_data(self, part: str, samples: int | None) -> ScoringData:
+        """The first samples of a part, with the run's loss and stage cost."""
+        training = self._run.training
+        return ScoringData(
+            self._run.data.images(part)[:samples],
+            self._run.data.labels(part)[:samples],
+            loss=per_sample_loss(training.loss, training.label_smoothing),
+            stage_cost=training.stage_cost or PAPER_STAGE_COST,
+            seed=self._flags.seed.value,
+            execution=training.execution,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What all orders have in common."""
+        return {
+            "checkpoint": self._flags.run.checkpoint,
+            "chosen_on": self.part,
+            "samples": len(self.data.labels),
+            "statistics_images": len(self.statistics),
+            "test_samples": len(self._test.labels),
+            "recalibrate_scores": self._flags.recalibrate_scores.value,
+            "stage_cost": self.data.stage_cost,
+            "seed": self._flags.seed.value,
         }
-        measured.append({**row, "kept": list(range(depth, -1, -1)), **accuracies})
-    exits = trajectory(run.network, test.images, test.labels, execution=test.execution)
-    own = {"accuracy": exits.accuracies[::-1], "accuracy_recalibrated": exits.accuracies[::-1]}
-    reference = {"criterion": "exits", "order": "prune", "kept": measured[0]["kept"], **own}
-    return [*measured, reference]
+
+    def measure_order(self, criterion: str, order: str) -> Row:
+        """An order of removal, the seconds that finding it took, and its accuracies."""
+        anew = self._flags.recalibrate_scores.value
+        scored = replace(self.data, statistics_images=self.statistics if anew else None)
+        find = removal_order if order == "once" else greedy_removal_order
+        start = time.perf_counter()
+        removed = find(self._run.network, CRITERIA[criterion], scored)
+        seconds = time.perf_counter() - start
+        print(f"{criterion} ({order}), {seconds:.1f} s: {removed}", flush=True)
+        sets = [frozenset(removed[:count]) for count in range(len(removed) + 1)]
+        return {
+            "removed": removed,
+            "seconds": seconds,
+            "kept": [len(removed) - len(blocks) for blocks in sets],
+            "accuracy": [self._accuracy(blocks, False) for blocks in sets],
+            "accuracy_recalibrated": [self._accuracy(blocks, True) for blocks in sets],
+        }
+
+    def _measure_accuracy(self, removed: frozenset[int], anew: bool) -> float:
+        data = replace(self._test, statistics_images=self.statistics) if anew else self._test
+        return float(measure(own_output(self._run.network), data, removed).accuracies[-1])
+
+    def measure_exits(self) -> Row:
+        """The accuracies of cutting the tail, with the statistics of the exit there."""
+        test = self._test
+        exits = trajectory(self._run.network, test.images, test.labels, execution=test.execution)
+        accuracies = exits.accuracies[::-1]
+        kept = range(len(accuracies) - 1, -1, -1)
+        return {"kept": list(kept), "accuracy": accuracies, "accuracy_recalibrated": accuracies}
+
+    def removals(self, order: Sequence[int]) -> int:
+        """How many blocks of an order the flags want removed."""
+        flags, network = self._flags, self._run.network
+        if flags.keep.value is not None:
+            return network.config.depth - flags.keep.value
+        if flags.budget.value is not None:
+            return removals_within_budget(network.config, order, flags.budget.value)
+        repaired = replace(self.data, statistics_images=self.statistics)
+        curve = removal_curve(network, order, repaired)
+        return removals_within_tolerance(curve, flags.tolerance.value)
+
+    def cut(self, row: Row) -> Row:
+        """Remove as many blocks as the flags say, save, and print the report on the test set."""
+        run, execution = self._run, self.data.execution
+        removed = sorted(row["removed"][: self.removals(row["removed"])])
+        small = recalibrate(
+            remove_blocks(run.network, removed),
+            self.statistics,
+            batch_size=self.data.batch_size,
+            execution=execution,
+        )
+        networks.save(small, run.workdir / SURGICAL)
+        images, labels = run.data.images("test"), run.data.labels("test")
+        full, surgical = (
+            report(network, images, labels, execution=execution) for network in (run.network, small)
+        )
+        print(f"removed blocks {removed}; batch statistics measured anew")
+        print(report_table(full, surgical))
+        print(f"wrote {run.workdir / SURGICAL}")
+        return {
+            "criterion": row["criterion"],
+            "order": row["order"],
+            "removed": removed,
+            "full": vars(full),
+            "surgical": vars(surgical),
+        }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def tables(rows: Sequence[Row]) -> str:
     """Test accuracies over blocks kept as Markdown, a part for each kind of statistics."""
-    lines = []
+    parts = []
     for key, title in (
         ("accuracy_recalibrated", "batch statistics measured anew"),
         ("accuracy", "batch statistics as trained"),
     ):
-        kept = rows[0]["kept"]
-        lines += [
-            "",
-            f"Test accuracy (%) over residual blocks kept, {title}:",
-            "",
-            f"| blocks kept | {' | '.join(map(str, kept))} |",
-            "|---|" + "---:|" * len(kept),
-        ]
-        for row in rows:
-            cells = " | ".join(f"{100 * value:.1f}" for value in row[key])
-            lines.append(f"| {row['criterion']} ({row['order']}) | {cells} |")
-    return "\n".join(lines[1:]) + "\n"
+        table = reports.markdown_table(
+            ["blocks kept", *map(str, rows[0]["kept"])],
+            [
+                [
+                    f"{row['criterion']} ({row['order']})",
+                    *(f"{100 * accuracy:.1f}" for accuracy in row[key]),
+                ]
+                for row in rows
+            ],
+        )
+        parts.append(f"Test accuracy (%) over residual blocks kept, {title}:\n\n{table}")
+    return "\n\n".join(parts)
 
 
-def cut(
-    run: runs.FinishedRun,
-    order: Sequence[int],
-    data: ScoringData,
-    statistics_images: np.ndarray,
-) -> dict[str, Any]:
-    """Remove as many blocks as the flags say, save, and print the report on the test set."""
-    config = run.network.config
-    if KEEP.value is not None:
-        removals = config.depth - KEEP.value
-    elif BUDGET.value is not None:
-        removals = removals_within_budget(config, order, BUDGET.value)
-    else:
-        assert TOLERANCE.value is not None
-        repaired = replace(data, statistics_images=statistics_images)
-        curve = removal_curve(run.network, order, repaired)
-        removals = removals_within_tolerance(curve, TOLERANCE.value)
-    removed = sorted(order[:removals])
-    small = recalibrate(
-        remove_blocks(run.network, removed),
-        statistics_images,
-        batch_size=data.batch_size,
-        execution=data.execution,
-    )
-    networks.save(small, run.workdir / SURGICAL)
-    reports = [
-        report(network, run.data.images("test"), run.data.labels("test"), execution=data.execution)
-        for network in (run.network, small)
+def operate(flags: Flags) -> None:
+    """Find and measure every order, and cut by one of them if a size is given."""
+    size_is_given = flags.size_is_given()
+    run = flags.run.load()
+    if flags.keep.value is not None:
+        run.network.config.subresnet(flags.keep.value)  # refuses what cannot be kept
+    laboratory = Laboratory(run, flags)
+    study = reports.Study(run.workdir / "surgery", laboratory.settings())
+    rows = [
+        study.row(
+            {"criterion": criterion, "order": order},
+            partial(laboratory.measure_order, criterion, order),
+        )
+        for criterion, order in flags.orders()
     ]
-    print(f"removed blocks {removed}; batch statistics measured anew")
-    print(report_table(*reports))
-    print(f"wrote {run.workdir / SURGICAL}")
-    return {"removed": removed, "full": vars(reports[0]), "surgical": vars(reports[1])}
-
-
-def check_flags() -> bool:
-    """Refuse impossible flags; whether a size was given."""
-    sizes = [flag for flag in (KEEP, BUDGET, TOLERANCE) if flag.value is not None]
-    if len(sizes) > 1:
-        raise ValueError("give only one of --keep, --budget and --tolerance.")
-    for flag in (SAMPLES, STATISTICS, TEST_SAMPLES):
-        if flag.value is not None and flag.value < 1:
-            raise ValueError(f"--{flag.name} is {flag.value}, but must be at least 1.")
-    return bool(sizes)
-
-
-def main() -> None:
-    sized = check_flags()
-    run = runs.run_of_flags()
-    if KEEP.value is not None:
-        run.network.config.subresnet(KEEP.value)  # refuses what cannot be kept
-    part = run.data.choosing_part
-    data = scoring_data(run, part, SAMPLES.value)
-    statistics_images = run.data.images("train")[: STATISTICS.value]
-    scored = replace(
-        data, statistics_images=statistics_images if RECALIBRATE_SCORES.value else None
-    )
-    rows = removal_orders(run, scored)
-    result: dict[str, Any] = {
-        "chosen_on": part,
-        "samples": len(data.labels),
-        "statistics_images": len(statistics_images),
-        "recalibrate_scores": RECALIBRATE_SCORES.value,
-        "stage_cost": data.stage_cost,
-        "seed": SEED.value,
-        "rows": measure_rows(run, rows, statistics_images),
-    }
-    text = table(result["rows"])
+    study.row({"criterion": "exits", "order": "prune"}, laboratory.measure_exits)
+    text = tables(study.rows)
     print(text)
-    if sized:
-        preferred = CRITERION.value or "loss_increase"
+    study.write(text)
+    print(f"wrote {study.path('.json')} and .md")
+    if size_is_given:
+        preferred = flags.criterion.value or PREFERRED
         # Of one criterion the greedy order comes last.
         chosen = [row for row in rows if row["criterion"] == preferred][-1]
-        result["cut"] = {"criterion": preferred, "order": chosen["order"]}
-        result["cut"] |= cut(run, chosen["removed"], data, statistics_images)
-    records.write_json(run.workdir / "surgery.json", result)
-    replace_file(run.workdir / "surgery.md", text.encode())
-    print(f"wrote {run.workdir / 'surgery.json'} and surgery.md")
-    draw(run, result["rows"])
+        reports.write(run.workdir / f"{SURGICAL}.json", laboratory.cut(chosen))
+    draw(run, study.rows)
 
 
-def draw(run: runs.FinishedRun, rows: Sequence[dict[str, Any]]) -> None:
+def draw(run: FinishedRun, rows: Sequence[Row]) -> None:
     """Draw the figure, or say what is missing to do so."""
     try:
         figure = plots.draw_removals(rows)
     except ImportError as error:
-        print(f"no figure: {error}", file=sys.stderr)
+        print(f"no figure: {command_line.sentence(error)}", file=sys.stderr)
         return
     path = run.workdir / plots.FIGURES / "surgery.png"
     path.parent.mkdir(exist_ok=True)
@@ -253,5 +284,10 @@ def draw(run: runs.FinishedRun, rows: Sequence[dict[str, Any]]) -> None:
     print(f"wrote {path}")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Operate as the arguments say; returns the exit status."""
+    return command_line.run(operate, Flags, __doc__, arguments)
+
+
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -1,44 +1,76 @@
 """Train a residual network with stage costs, or continue the run in the workdir.
 
+  python -m experiments.train --list_presets
   python -m experiments.train --preset=cifar10_homogeneous54_shared --data_dir=data --workdir=runs/c
+  python -m experiments.train --dataset=mine.npz --epochs=20
 
 writes to the workdir: config.json, run.json, metrics.jsonl (an object an epoch), checkpoints/, and
 of a finished run trajectory.json, network/ and figures/. The same command continues a run that was
-stopped, to the same numbers.
-
-Presets:
+stopped, to the same numbers. On several hosts it is started on each of them; Slurm and TPU pods are
+recognised, elsewhere the flags say which processes there are.
 """
 
-from experiments import command_line, flags, presets
-from experiments.display import draw_figures, print_depth_table
-from ocresnet.data.sources import open_dataset
-from ocresnet.data.training_data import TrainingData
-from ocresnet.training.fit import Run, fit, for_dataset
+import sys
+from collections.abc import Sequence
+
+from ocresnet.stage_cost.pruning import recommend_depth
+from ocresnet.training.fit import fit, for_dataset
+
+from .common import command_line, presets, speed
+from .common.display import draw_figures, print_depth_table
+from .common.flag_kinds import FlagValues, Section
+from .common.flags import TrainingFlags
+from .common.hosts import is_first
 
 
-def train(wanted: flags.RunFlags, data: TrainingData) -> Run:
+class Flags(TrainingFlags):
+    """Those of a training run, and the list of presets."""
+
+    def __init__(self, values: FlagValues) -> None:
+        super().__init__(values)
+        self.list_presets = Section(values, "Run").switch(
+            "list_presets", "Print every preset with the minutes it takes here, and do nothing."
+        )
+
+
+def train(flags: Flags) -> None:
     """Run `fit` as the flags say, print the result over depth and draw the figures."""
+    if flags.list_presets.value:
+        rate = speed.multiply_adds_per_second()
+        print(presets.describe(rate))
+        print(f"(minutes: at {rate:.1e} multiply-adds a second, measured {speed.MEASUREMENT})")
+        return
+    wanted = flags.wanted()
+    flags.hosts.start()
+    devices = flags.hosts.devices()
+    late = [epoch for epoch in wanted.training.milestones if epoch >= wanted.training.epochs]
+    if late and is_first():
+        print(
+            f"note: the preset's learning rate would drop after epoch {late[0]}, and this run has "
+            f"{wanted.training.epochs}; --milestones says when it drops",
+            file=sys.stderr,
+        )
+    data = flags.data.open(wanted.dataset)
     run = fit(
         for_dataset(wanted.network, data),
         wanted.training,
         data,
         workdir=wanted.workdir,
-        devices=flags.chosen_devices(),
-        keep_checkpoints=flags.KEEP_CHECKPOINTS.value,
-        tensorboard=flags.TENSORBOARD.value,
+        devices=devices,
+        **flags.execution.records(),
     )
-    if not run.interrupted:
-        print_depth_table(run.trajectories)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    if is_first():
+        validation = run.trajectories.get("validation")
+        print_depth_table(run.trajectories, validation and recommend_depth(validation))
         draw_figures(wanted.workdir)
-    return run
 
 
-def main() -> None:
-    wanted = flags.run_flags()
-    flags.chosen_devices()
-    data = open_dataset(wanted.dataset, flags.DATA_DIR.value, download=flags.DOWNLOAD.value)
-    train(wanted, data)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say; returns the exit status."""
+    return command_line.run(train, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__ + presets.describe(), flags.GROUPS)
+    sys.exit(main())

@@ -7,22 +7,38 @@ The `.npz` holds train_images, train_labels, test_images and test_labels (uint8 
 by ocresnet or by any other user of TFDS.
 """
 
-from absl import flags
+import sys
+from collections.abc import Sequence
 
-from experiments import command_line
 from ocresnet.data.sources import TFDS_NAMES
 from ocresnet.data.tfds_folder import write_tfds
 
-NPZ = flags.DEFINE_string("npz", None, "The .npz file to read.")
-NAME = flags.DEFINE_enum("name", None, TFDS_NAMES, "The TFDS name to write it as.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "The TFDS folder to write to.")
+from .common import command_line
+from .common.flag_kinds import FlagValues, Section
 
 
-def main() -> None:
-    if not (NPZ.value and NAME.value and DATA_DIR.value):
+class Flags:
+    """From where, as what, to where."""
+
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "Data")
+        self.npz = section.text("npz", "The .npz file to read.")
+        self.name = section.choice("name", TFDS_NAMES, "The TFDS name to write it as.")
+        self.data_dir = section.text("data_dir", "The TFDS folder to write to.")
+
+
+def write(flags: Flags) -> None:
+    """Write the folder, and say where it is."""
+    npz, name, data_dir = flags.npz.value, flags.name.value, flags.data_dir.value
+    if not (npz and name and data_dir):
         raise ValueError("--npz, --name and --data_dir are needed; see --help.")
-    print(f"wrote {write_tfds(NPZ.value, NAME.value, DATA_DIR.value)}")
+    print(f"wrote {write_tfds(npz, name, data_dir)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write as the arguments say; returns the exit status."""
+    return command_line.run(write, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, {"Flags": [NPZ, NAME, DATA_DIR]})
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The optimizer experiments: their measures, and each binary as a user starts it, made small."""
+"""The studies of optimizers: their measures, and each binary made small, twice."""
 
 import json
 
@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_binaries import finish
+from programs import call
 
-from experiments.optimizer_runs import (
+from experiments.benchmarks import optimizers as benchmark
+from experiments.optimizers import ddpnopt_table, feedback_ablation, optimizer_curves, robustness
+from experiments.optimizers.runs import (
     Method,
     decades_within,
     evaluate,
@@ -17,7 +19,7 @@ from experiments.optimizer_runs import (
     run_grid,
     run_whole,
 )
-from experiments.optimizer_tasks import make_task
+from experiments.optimizers.tasks import make_task
 
 
 @pytest.fixture(scope="module")
@@ -74,34 +76,62 @@ def test_outputs_that_are_not_finite_are_wrong(wine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "arguments"),
+    ("binary", "arguments", "rows"),
     [
-        ("robustness", ["--epochs=1", "--seeds=1", "--base=sgd", "--method=linear"]),
-        ("feedback_ablation", ["--seeds=2", "--base=ekfac", "--method=off", "--method=full"]),
-        ("ddpnopt_table", ["--epochs=1", "--seeds=2", "--method=sgd", "--method=adam"]),
-        ("optimizer_curves", ["--parts=2", "--method=SGD", "--method=EKFAC, stacked"]),
-        ("benchmark_optimizers", ["--rounds=1", "--method=EKFAC, stacked linear"]),
+        (
+            robustness,
+            ["--epochs=1", "--seeds=1", "--base=sgd", "--base=adam", "--method=no feedback"],
+            3,
+        ),
+        (feedback_ablation, ["--seeds=2", "--base=sgd", "--method=off", "--method=d: full"], 2),
+        (ddpnopt_table, ["--epochs=1", "--seeds=2", "--method=sgd with", "--method=adam"], 2),
+        (optimizer_curves, ["--parts=2", "--method=SGD, m", "--method=EKFAC, stacked"], 3),
+        (benchmark, ["--rounds=1", "--method=EKFAC, stacked linear"], 1),
     ],
+    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_binary_leaves_a_table_and_its_raw_data(tmp_path, program, arguments):
-    """Every optimizer experiment, end to end, on the smallest network."""
+def test_binary_leaves_a_table_and_its_raw_data(tmp_path, monkeypatch, binary, arguments, rows):
+    """Every study, end to end, on the smallest network; again, it is only read."""
     output = tmp_path / "out"
-    arguments = ["--network=wine_fcn", "--batch_size=16", *arguments]
-    code, printed, errors = finish(program, *arguments, f"--output={output}")
+    arguments = ["--network=wine_fcn", "--batch_size=16", *arguments, f"--output={output}"]
+    code, printed, errors = call(binary.main, *arguments)
     assert code == 0, errors
     assert printed
     record = json.loads(output.with_suffix(".json").read_text())
-    assert record["command"].startswith(f"python -m experiments.{program} --network=wine_fcn")
-    assert record["rows"] and record["versions"]["jax"] == jax.__version__
-    assert output.with_suffix(".md").read_text().count("|") > 20
-    if program in ("robustness", "optimizer_curves"):
+    assert len(record["rows"]) == rows and record["made"][0]["versions"]["jax"] == jax.__version__
+    table = output.with_suffix(".md").read_text()
+    assert table.count("|") > 20
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == rows
+    if binary in (robustness, optimizer_curves):
         assert output.with_suffix(".png").stat().st_size > 10_000
+    monkeypatch.setattr(binary, "make_run", None)
+    assert call(binary.main, *arguments).code == 0
+    assert output.with_suffix(".md").read_text() == table
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"), [(["--data=nothing.npz"], "nothing.npz"), (["--method=x"], "--method=x")]
-)
-def test_a_mistake_is_one_sentence(arguments, said):
-    code, _, errors = finish("ddpnopt_table", "--network=digits_fcn", *arguments)
-    assert code == 1
-    assert errors.count("\n") == 1 and said in errors
+@pytest.mark.slow
+def test_a_study_that_is_interrupted_goes_on_with_the_next_method(tmp_path, monkeypatch):
+    """Two of three methods are there when it stops, and the third is all that is run later."""
+    output = tmp_path / "out"
+    arguments = ["--network=wine_fcn", "--epochs=1", "--seeds=1", "--base=sgd"]
+    arguments += ["--method=stacked", f"--output={output}"]
+    measured = []
+
+    def measure(task, method, base, decay, flags):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(method)
+        rates = robustness.LEARNING_RATES[base]
+        accuracy = np.full((len(rates), 1), float(len(measured)))
+        return {"learning_rates": rates, "accuracy": accuracy, "best": 1.0, "decades": 1.0}
+
+    monkeypatch.setattr(robustness, "measure", measure)
+    code, _, errors = call(robustness.main, *arguments)
+    assert (code, errors) == (130, "interrupted.\n") and not output.with_suffix(".md").exists()
+    measured.pop(0)
+    code, _, errors = call(robustness.main, *arguments)
+    assert code == 0, errors
+    assert len(measured) == 2 and measured[1].forward_feedback is False
+    record = json.loads(output.with_suffix(".json").read_text())
+    names = ["stacked linear (scaling only)", "stacked nonlinear", "stacked, value correction only"]
+    assert [row["method"] for row in record["rows"]] == names

@@ -1,20 +1,18 @@
 """The paper's plan, and one table and figure made from nothing at the smallest scale."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import Outcome, call
 
-from experiments.paper_numbers import BOUNDS, TABLE_1
-from experiments.paper_plan import SCALES, default_artefacts, plan
-from experiments.presets import PRESETS
+from experiments.common.presets import PRESETS
+from experiments.paper import __main__ as binary
+from experiments.paper import runs as paper_runs
+from experiments.paper.numbers import BOUNDS, TABLE_1
+from experiments.paper.plan import SCALES, default_artefacts, plan
 from ocresnet import files
 from ocresnet.training import records
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_plan_of_table_1_is_that_of_the_presets():
@@ -57,28 +55,30 @@ def test_printed_bounds_without_a_subresnet_s_blocks_follow_from_its_loss():
     assert all(len(table) == 6 for table in TABLE_1.values())
 
 
-def paper(*arguments: str) -> str:
-    command = [sys.executable, "-m", "experiments.paper", "--scale=smoke", "--dataset=digits"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def paper(*arguments: str) -> Outcome:
+    return call(binary.main, "--scale=smoke", "--dataset=digits", *arguments)
 
 
 @pytest.mark.slow
 def test_a_table_and_a_figure_by_one_command(tmp_path):
     """Planning, training, measuring and writing; the second time nothing is trained."""
     arguments = (f"--workdir={tmp_path}", "--artefact=table3", "--artefact=figure5")
-    output = paper(*arguments)
+    code, output, errors = paper(*arguments)
+    assert code == 0, errors
     assert output.count("to do") == 2 * 4 and "epoch 1/1" in output
     folder = tmp_path / "smoke_digits"
     assert {path.name for path in folder.iterdir()} == {
         "table3.md",
         "table3.csv",
+        "table3.json",
         "figure5.png",
         "figure5.pdf",
+        "figure5.json",
     }
+    table = json.loads((folder / "table3.json").read_text())
+    assert table["made"]["versions"]["jax"] and len(table["rows"]) == 2
+    figure = json.loads((folder / "figure5.json").read_text())
+    assert len(figure["curves"]["ResNet-3 stage cost, shared"]["parameter_norms"]) == 3
 
     # The table's numbers are the measured losses' in the theorems' formulas.
     runs = tmp_path / "smoke" / "digits_homogeneous"
@@ -100,7 +100,7 @@ def test_a_table_and_a_figure_by_one_command(tmp_path):
     assert float(cells["0"]["J_bar"]) == pytest.approx((1 + 3 * gamma) * loss, abs=1e-3)
     assert len(shared["train_in_training_mode"]["losses"]) == 4
 
-    again = paper(*arguments)
+    again = paper(*arguments).output
     assert "to do" not in again and "epoch 1/1" not in again
     assert again.count("finished") == 2 * 4
     # A run that was made otherwise is not taken for one of these.
@@ -108,8 +108,14 @@ def test_a_table_and_a_figure_by_one_command(tmp_path):
     other = files.read_json(config)
     other["training"]["epochs"] = 2
     files.write_json(config, files.sealed(other))
-    command = [sys.executable, "-m", "experiments.paper", "--scale=smoke", "--dataset=digits"]
-    refused = subprocess.run(
-        [*command, *arguments, "--plan"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert refused.returncode == 1 and "epochs is 2 there and 1 here" in refused.stderr
+    code, _, errors = paper(*arguments, "--plan")
+    assert code == 1 and "epochs is 2 there and 1 here" in errors
+
+
+def test_a_run_that_is_interrupted_ends_the_pipeline(tmp_path, monkeypatch):
+    class Interrupted:
+        interrupted = True
+
+    monkeypatch.setattr(paper_runs, "fit", lambda *args, **kwargs: Interrupted)
+    code, output, errors = paper(f"--workdir={tmp_path}", "--artefact=table3")
+    assert code == 130 and errors == "interrupted.\n" and "wrote" not in output

@@ -1,26 +1,27 @@
 """The presets are the paper's runs, and flags change what they say."""
 
+import re
+
+import jax
 import pytest
-from absl import flags as absl_flags
+from programs import call
 
-from experiments import flags
-from experiments.presets import PRESETS, describe
+from experiments import train
+from experiments.common import presets, speed
+from experiments.common.command_line import parse as parse_flags
+from experiments.common.flag_kinds import FlagValues
+from experiments.common.flags import TrainingFlags, WantedRun
+from experiments.common.presets import PRESETS, describe
 from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.training.fit import fit as real_fit
 
 
-@pytest.fixture
-def parse():
-    """Parse a command line, and forget it afterwards."""
-
-    def parse(*arguments):
-        absl_flags.FLAGS.unparse_flags()
-        absl_flags.FLAGS(["train", *arguments])
-        return flags.run_flags()
-
-    yield parse
-    for holders in flags.GROUPS.values():
-        for holder in holders:
-            absl_flags.FLAGS[holder.name].unparse()
+def parse(*arguments: str) -> WantedRun:
+    """What a command line asks for."""
+    values = FlagValues()
+    flags = TrainingFlags(values)
+    parse_flags(values, arguments)
+    return flags.wanted()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100"])
@@ -57,13 +58,42 @@ def test_imagenet_presets_have_the_usual_schedule(depth, exits):
 
 
 def test_every_preset_states_command_accuracy_and_cost():
-    text = describe()
+    text = describe(rate=1e10)
     for name, preset in PRESETS.items():
         assert f"--preset={name}" in text and preset.expected in text
     assert text.count("multiply-adds") == len(PRESETS)
+    small = PRESETS["mnist_homogeneous12_small"]
+    assert f"about {small.cost / 1e10 / 60:.0f} minutes on this machine" in text
 
 
-def test_every_field_can_be_overridden(parse):
+def test_the_list_of_presets_has_the_minutes_of_a_measured_speed(monkeypatch):
+    monkeypatch.setattr(speed, "multiply_adds_per_second", lambda: 2e10)
+    code, output, _ = call(train.main, "--list_presets")
+    assert code == 0 and describe(rate=2e10) in output
+    assert "2.0e+10 multiply-adds a second, measured training 6 residual blocks" in output
+
+
+def test_the_measured_speed_is_that_of_a_training_without_its_compilation(monkeypatch):
+    """Of a real training, here of a tiny network: images a second times multiply-adds an image."""
+    runs = []
+
+    def fit(*args, **kwargs):
+        runs.append(real_fit(*args, **kwargs, devices=jax.local_devices()[:1]))
+        return runs[-1]
+
+    monkeypatch.setattr(speed, "fit", fit)
+    small = ResNetConfig.homogeneous(1, 2, image_shape=(4, 4, 3), exits="none")
+    monkeypatch.setattr(speed, "NETWORK", small)
+    monkeypatch.setattr(speed, "SAMPLES", 64)
+    rate = speed.multiply_adds_per_second()
+    convolutions = 16 * 9 * (3 * 2 + 2 * 2 + 2 * 2)
+    rows = runs[0].metrics
+    images = max(row["images_per_second"] for row in rows[1:])
+    assert rate == pytest.approx(3 * (convolutions + 2 * 10) * images)
+    assert rows[0]["images_per_second"] < images
+
+
+def test_every_field_can_be_overridden():
     wanted = parse(
         "--preset=cifar10_standard54_shared",
         "--dataset=data.npz",
@@ -111,7 +141,7 @@ def test_every_field_can_be_overridden(parse):
     assert (execution.precision, execution.remat, execution.unroll) == ("bfloat16", "none", True)
 
 
-def test_blocks_of_a_subresnet(parse):
+def test_blocks_of_a_subresnet():
     assert parse("--preset=cifar10_standard54_plain", "--blocks=18,2,0").network.blocks == (
         18,
         2,
@@ -124,16 +154,42 @@ def test_blocks_of_a_subresnet(parse):
     assert wanted.network.blocks == (18, 18, 18)
 
 
+def test_without_a_preset_a_run_starts_from_what_suits_any_small_images():
+    wanted = parse("--dataset=data/mine.npz", "--exits=separate")
+    assert (wanted.dataset, wanted.workdir) == ("data/mine.npz", "runs/mine")
+    assert wanted.network == ResNetConfig.homogeneous(12, 16, exits="separate")
+    assert wanted.training == presets.preset_for("data/mine.npz").training
+    assert wanted.training.validation > 0 and wanted.training.stage_cost > 0
+    assert parse("--dataset=mnist[:100]").workdir == "runs/mnist"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"), [(1, ()), (2, (1,)), (10, (6, 8)), (30, (18, 26))]
+)
+def test_without_a_preset_the_schedule_fits_the_epochs(epochs, milestones):
+    training = parse("--dataset=digits", f"--epochs={epochs}").training
+    assert (training.epochs, training.milestones) == (epochs, milestones)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--preset is needed"),
-        (["--preset=mnist_homogeneous54_shared", "--blocks=x"], "--blocks is 'x'"),
+        ([], "--preset or --dataset is needed"),
+        (["--preset=mnist_homogeneous54_shared", "--blocks=x"], "--blocks=x: it must be whole"),
         (["--preset=mnist_homogeneous54_shared", "--blocks=-1"], "blocks is"),
         (["--preset=mnist_homogeneous54_shared", "--epochs=0"], "epochs is 0"),
         (["--preset=cifar10_standard54_shared", "--blocks=10"], "divisible by the 3 stages"),
+        (["--preset=mnist_homogenous54_shared"], "Did you mean 'mnist_homogeneous54_shared'?"),
+        (["--dataset=minst"], "Did you mean 'mnist'?"),
+        (["--dataset=minst[:10]"], "Did you mean 'mnist'?"),
+        (["--dataset=digits", "--weight_dcay=1"], "Did you mean 'weight_decay'?"),
+        (["--dataset=digits", "--exits=sharde"], "Did you mean 'shared'?"),
+        (["--dataset=digits", "--milestones=100000000"], "over after 30 epochs"),
+        (["--dataset=digits", "--milestones=1,99999999999"], "must not be larger"),
+        (["--dataset=digits", "--batch_size=9999999999"], "not an integer in the range"),
+        (["--dataset=digits", "--learning_rate=nan"], "nan is not a finite number"),
     ],
 )
-def test_impossible_flags_are_refused(parse, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_flags_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse(*arguments)

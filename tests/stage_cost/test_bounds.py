@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.paper_numbers import BOUNDS, BoundsRow
+from experiments.paper.numbers import BOUNDS, BoundsRow
 from ocresnet.stage_cost.bounds import (
     average_loss,
     theorem1,

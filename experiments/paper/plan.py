@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from experiments.presets import (
+from ocresnet.systems.resnet_config import Exits, ResNetConfig
+from ocresnet.training.config import TrainingConfig
+
+from ..common.presets import (
     IMAGE_SHAPES,
     PAPER_BLOCKS,
     TRAINING_SAMPLES,
@@ -20,8 +23,6 @@ from experiments.presets import (
     paper_preset,
     training_cost,
 )
-from ocresnet.systems.resnet_config import Exits, ResNetConfig
-from ocresnet.training.config import TrainingConfig
 
 Architecture = Literal["homogeneous", "standard"]
 Artefact = Literal["table1", "table2", "table3", "figure2", "figure3", "figure4", "figure5"]

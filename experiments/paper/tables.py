@@ -6,18 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.paper_numbers import BOUNDS, TABLE_1
-from experiments.paper_plan import (
+from ocresnet.stage_cost import bounds
+from ocresnet.systems.resnet_config import Exits
+from ocresnet.training.config import TrainingConfig
+
+from ..common.reports import markdown_table
+from .numbers import BOUNDS, TABLE_1
+from .plan import (
     SCALES,
     Architecture,
     Artefact,
     architectures,
     run_name,
 )
-from experiments.paper_runs import measured, training_of
-from ocresnet.stage_cost import bounds
-from ocresnet.systems.resnet_config import Exits
-from ocresnet.training.config import TrainingConfig
+from .runs import measured, training_of
 
 
 class Table(NamedTuple):
@@ -161,14 +163,7 @@ def make(
 
 def markdown(table: Table) -> str:
     """The table as Markdown, its notes below."""
-    lines = [
-        "| " + " | ".join(table.columns) + " |",
-        "|---|" + "---:|" * (len(table.columns) - 1),
-        *("| " + " | ".join(map(_text, row)) + " |" for row in table.rows),
-        "",
-        *table.notes,
-    ]
-    return "\n".join(lines).strip() + "\n"
+    return "\n\n".join([markdown_table(table.columns, table.rows), "\n".join(table.notes)]).strip()
 
 
 def _of_seeds(
@@ -192,7 +187,3 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 def _signed(values: Sequence[float], paper: float) -> str:
     return f"{np.mean(values) - paper:+.2f}"
-
-
-def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell)

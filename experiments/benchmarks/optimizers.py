@@ -1,28 +1,30 @@
 """Time and memory of an optimizer's step, by ratio in one process.
 
-  python -m experiments.benchmark_optimizers --output=results/benchmark_optimizers/two_cores
+  python -m experiments.benchmarks.optimizers --output=results/benchmark_optimizers/two_cores
 
 A step is forward pass, backward pass and update, compiled; the backward pass of OCNOpt is its own
-(`linearize`). For the dense, the convolutional and the residual network of `optimizer_tasks`:
+(`linearize`). For the dense, the convolutional and the residual network of `optimizers.tasks`:
 identity curvature in every form of feedback over SGD; EKFAC over SGD and with feedback over itself,
 both on average over the steps between two eigendecompositions; Adam. Memory is what XLA allocates
-for intermediate values, over that of the base optimizer's step. Writes <output>.json and .md.
+for intermediate values, over that of the base optimizer's step. Writes <output>.json and .md, and
+.jsonl as it goes: the same command measures what is not there yet.
 """
 
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from experiments import command_line
-from experiments.optimizer_runs import Method, Task, make_run, write_record
-from experiments.optimizer_tasks import NETWORKS, make_task
-from experiments.timing import ratio
+from ..common import command_line, reports
+from ..common.flag_kinds import FlagValues, Section
+from ..optimizers.runs import Method, Task, make_run
+from ..optimizers.tasks import NETWORKS, make_task
+from .timing import ratio
 
 REFRESH = (10, 100)
 
@@ -45,19 +47,27 @@ METHODS: dict[str, tuple[str, Method]] = {
 """{name: (what it is compared with, method)}."""
 
 
-CHOSEN = flags.DEFINE_multi_enum(
-    "network", ["mnist_fcn", "mnist_cnn", "mnist_resnet_plain"], list(NETWORKS), "Networks."
-)
-SOURCE = flags.DEFINE_string("data", None, "Name or .npz of the data. Default: by network.")
-BATCH_SIZES = flags.DEFINE_multi_integer("batch_size", [32, 128, 512], "Samples a step.")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Alternating measurements of each step.")
-CHOSEN_METHODS = flags.DEFINE_multi_enum("method", list(METHODS), list(METHODS), "Steps.")
-OUTPUT = flags.DEFINE_string("output", None, "Where to write, without extension.")
+class Flags:
+    """What is measured, and how."""
 
-GROUPS: dict[str, list[flags.FlagHolder]] = {
-    "What": [CHOSEN, CHOSEN_METHODS, SOURCE, BATCH_SIZES],
-    "How": [ROUNDS, OUTPUT],
-}
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "What")
+        self.networks = section.choices(
+            "network", NETWORKS, "Networks.", ["mnist_fcn", "mnist_cnn", "mnist_resnet_plain"]
+        )
+        self._methods = section.choices("method", METHODS, "Steps.", METHODS)
+        self.data = section.text("data", "Name or .npz of the data. Default: by network.")
+        self.batch_sizes = section.wholes("batch_size", "Samples a step.", (32, 128, 512))
+        section = Section(values, "How")
+        self.rounds = section.whole("rounds", "Alternating measurements.", 7, least=1)
+        self.output = section.text(
+            "output", "Where to write, without extension; what is found there is not run again."
+        )
+
+    def methods(self) -> dict[str, tuple[str, Method]]:
+        """The steps that are wanted, and those that they are compared with."""
+        wanted = {base for name in self._methods.value for base in (name, METHODS[name][0])}
+        return {name: method for name, method in METHODS.items() if name in wanted | {"SGD"}}
 
 
 class Step:
@@ -99,9 +109,10 @@ def measure(steps: dict[str, Step], repeats: dict[str, int], rounds: int) -> dic
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def compare(network: str, batch_size: int, methods: dict[str, tuple[str, Method]]) -> list[dict]:
-    """Rows of the table for one network and batch size."""
-    task = make_task(network, SOURCE.value, 2 * batch_size)
+def compare(network: str, batch_size: int, flags: Flags) -> dict[str, Any]:
+    """Every step of one network and batch size."""
+    methods = flags.methods()
+    task = make_task(network, flags.data.value, 2 * batch_size)
     if jax.tree.leaves(task.init(jax.random.key(0)).batch_stats):
         methods = {name: m for name, m in methods.items() if m[1].feedback != "per_sample"}
     steps = {name: Step(task, method, batch_size) for name, (_, method) in methods.items()}
@@ -111,13 +122,10 @@ def compare(network: str, batch_size: int, methods: dict[str, tuple[str, Method]
         name: REFRESH[1] if "EKFAC" in name else max(1, min(100, int(0.2 / first[name])))
         for name in steps
     }
-    seconds = measure(steps, repeats, ROUNDS.value)
-    rows = []
-    for name, (base, _) in methods.items():
-        rows.append(
+    seconds = measure(steps, repeats, flags.rounds.value)
+    return {
+        "steps": [
             {
-                "network": network,
-                "batch_size": batch_size,
                 "method": name,
                 "base": base,
                 "milliseconds": 1e3 * float(np.median(seconds[name])),
@@ -126,9 +134,9 @@ def compare(network: str, batch_size: int, methods: dict[str, tuple[str, Method]
                 "memory_ratio": steps[name].temporary_megabytes / steps[base].temporary_megabytes,
                 "seconds": seconds[name],
             }
-        )
-        print(line(rows[-1]), flush=True)
-    return rows
+            for name, (base, _) in methods.items()
+        ]
+    }
 
 
 def _seconds(step: Callable[[], Any]) -> float:
@@ -138,32 +146,49 @@ def _seconds(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row as Markdown."""
-    return (
-        f"| {row['network']} | {row['batch_size']} | {row['method']} / {row['base']} | "
-        f"{row['milliseconds']:.2f} | {row['time_ratio']} | {row['memory_megabytes']:.1f} | "
-        f"{row['memory_ratio']:.2f} |"
-    )
-
-
-def main() -> None:
-    wanted = {base for name in CHOSEN_METHODS.value for base in (name, METHODS[name][0])} | {"SGD"}
-    methods = {name: method for name, method in METHODS.items() if name in wanted}
-    rows = []
-    for network in CHOSEN.value:
-        for batch_size in BATCH_SIZES.value:
-            rows += compare(network, batch_size, methods)
-    if OUTPUT.value:
-        output = Path(OUTPUT.value)
-        write_record(output.with_name(f"{output.name}.json"), {"rounds": ROUNDS.value}, rows)
-        lines = [
-            "| network | batch | step | ms | time ratio (quartiles) | MB | memory ratio |",
-            "|---|---:|---|---:|---:|---:|---:|",
-            *(line(row) for row in rows),
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every step as Markdown."""
+    columns = ["network", "step", "batch", "ms", "time ratio (quartiles)", "MB", "memory ratio"]
+    cells = [
+        [
+            row["network"],
+            f"{step['method']} / {step['base']}",
+            row["batch_size"],
+            f"{step['milliseconds']:.2f}",
+            step["time_ratio"],
+            f"{step['memory_megabytes']:.1f}",
+            f"{step['memory_ratio']:.2f}",
         ]
-        output.with_name(f"{output.name}.md").write_text("\n".join(lines) + "\n")
+        for row in rows
+        for step in row["steps"]
+    ]
+    return reports.markdown_table(columns, cells, left=2)
+
+
+def benchmark(flags: Flags) -> None:
+    """Measure every network and batch size, and write the table."""
+    made = reports.provenance()
+    # Rows of another machine are not comparable.
+    machine = {name: made[name] for name in ("device", "cores", "versions")}
+    settings = {
+        "data": flags.data.value,
+        "rounds": flags.rounds.value,
+        "methods": list(flags.methods()),
+        **machine,
+    }
+    study = reports.Study(flags.output.value, settings)
+    for network in flags.networks.value:
+        for batch_size in flags.batch_sizes.value:
+            key = {"network": network, "batch_size": batch_size}
+            row = study.row(key, partial(compare, network, batch_size, flags))
+            print(table([row]), flush=True)
+    study.write(table(study.rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the arguments say; returns the exit status."""
+    return command_line.run(benchmark, Flags, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__, GROUPS)
+    sys.exit(main())

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.paper_plan import SCALES, Architecture, Artefact, architectures, run_name
-from experiments.paper_runs import measured
 from ocresnet import plots
+
+from .plan import SCALES, Artefact, architectures, run_name
+from .runs import measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ class Curve(NamedTuple):
     Attributes:
       label: what it is called in the legend.
       style: of its lines.
-      values: as `paper_runs.measure` gives them.
+      values: as `runs.measure` gives them.
     """
 
     label: str
@@ -33,11 +34,12 @@ class Curve(NamedTuple):
 
 
 def curves(
-    architecture: Architecture, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
 ) -> list[Curve]:
-    """The networks that every figure shows."""
+    """The networks that the figure called `artefact` shows."""
     import matplotlib
 
+    (architecture,) = architectures(artefact, dataset)
     scale = SCALES[scale_name]
     colors = matplotlib.colormaps["viridis"]
 
@@ -70,11 +72,8 @@ def curves(
     ]
 
 
-def draw(
-    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
-) -> "Figure":
+def draw(artefact: Artefact, networks: Sequence[Curve]) -> "Figure":
     """The figure called `artefact`."""
-    networks = curves(architectures(artefact, dataset)[0], dataset, scale_name, seeds, folder)
     figure, (left, right) = plots.panels(2)
     if artefact in ("figure2", "figure3"):
         for curve in networks:

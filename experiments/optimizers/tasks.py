@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.optimizer_runs import Task
 from ocresnet.control.costs import cross_entropy
 from ocresnet.control.problem import ControlProblem
 from ocresnet.data.dataset import Dataset
@@ -29,6 +28,8 @@ from ocresnet.data.sources import load_dataset
 from ocresnet.systems import cnn, mlp, resnet
 from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.fit import for_dataset
+
+from .runs import Task
 
 Array = jax.Array
 

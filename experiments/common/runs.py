@@ -1,9 +1,7 @@
 """A finished run and its data, for the binaries that look at it again."""
 
 from pathlib import Path
-from typing import NamedTuple
-
-from absl import flags
+from typing import NamedTuple, get_args
 
 from ocresnet.data.sources import open_dataset
 from ocresnet.data.training_data import TrainingData
@@ -13,16 +11,7 @@ from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.restore import Checkpoint, load_configs, restore_network
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the TFDS data. Default: the run's.")
-CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint",
-    "last",
-    ["last", "best"],
-    "Which one: the last, or the best on the validation set.",
-)
-
-FLAGS = [WORKDIR, DATA_DIR, CHECKPOINT]
+from .flag_kinds import Flag, FlagValues, Section
 
 
 class FinishedRun(NamedTuple):
@@ -43,20 +32,47 @@ class FinishedRun(NamedTuple):
     unsplit_data: TrainingData
 
 
-def run_of_flags() -> FinishedRun:
-    """The run that the flags name.
+class FinishedRunFlags:
+    """Which run."""
+
+    def __init__(self, values: FlagValues) -> None:
+        section = Section(values, "Run")
+        self._workdir = section.text("workdir", "Folder of the run.")
+        self._data_dir = section.text("data_dir", "Folder of the TFDS data. Default: the run's.")
+        self._checkpoint = section.choice(
+            "checkpoint",
+            get_args(Checkpoint),
+            "Which one: the last, or the best on the validation set.",
+            "last",
+        )
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Which checkpoint of the run."""
+        return self._checkpoint.value
+
+    def load(self) -> FinishedRun:
+        """The run that the flags name.
+
+        Raises:
+          ValueError: if no workdir is given; and what `load_run` raises.
+        """
+        return load_run(needed_workdir(self._workdir), self._data_dir.value, self.checkpoint)
+
+
+def needed_workdir(workdir: Flag) -> Path:
+    """The folder that the flag names.
 
     Raises:
-      ValueError: if no workdir is given; and what `load_run` raises.
+      ValueError: if it names none.
     """
-    if not WORKDIR.value:
+    if not workdir.value:
         raise ValueError("--workdir is needed: the folder of a run of experiments.train.")
-    checkpoint: Checkpoint = "best" if CHECKPOINT.value == "best" else "last"
-    return load_run(WORKDIR.value, DATA_DIR.value, checkpoint)
+    return Path(workdir.value)
 
 
 def load_run(
-    workdir: str, data_dir: str | None = None, checkpoint: Checkpoint = "last"
+    workdir: Path, data_dir: str | None = None, checkpoint: Checkpoint = "last"
 ) -> FinishedRun:
     """Read network and data of a run.
 
@@ -71,7 +87,7 @@ def load_run(
     """
     _, training, description = load_configs(workdir)
     network = restore_network(workdir, checkpoint)
-    run = records.read_json(Path(workdir) / records.RUN)
+    run = records.read_json(workdir / records.RUN)
     source = run.get("dataset") if isinstance(run, dict) else None
     if not source:
         raise ValueError(f"the data of the run in {workdir} was not loaded by name: it is unknown.")
@@ -81,4 +97,4 @@ def load_run(
         raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
     if training.stage_cost == 0:
         network = calibrate_exits(network, data.images("train"), execution=training.execution)
-    return FinishedRun(Path(workdir), network, training, data, unsplit_data)
+    return FinishedRun(workdir, network, training, data, unsplit_data)

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.paper_plan import PlannedRun
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
 from ocresnet.stage_cost.state_changes import state_changes
@@ -17,6 +16,9 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
 from ocresnet.training.loop import CHECKPOINTS
 from ocresnet.training.restore import load_configs
+
+from ..common.reports import markdown_table
+from .plan import PlannedRun
 
 MEASUREMENTS = "measurements.json"
 
@@ -47,27 +49,34 @@ def describe(runs: Sequence[PlannedRun], folder: Path, rate: float) -> str:
       folder: where they lie.
       rate: multiply-adds a second that the machine trains with.
     """
-    lines = [
-        "| run | state | blocks | epochs | multiply-adds | hours |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    rows = []
     left = 0.0
     for run in runs:
         state = state_of(run, folder)
         hours = run.cost / rate / 3600
         left += 0.0 if state == "finished" else hours
-        lines.append(
-            f"| {run.name} | {state} | {run.network.depth} | {run.training.epochs} | "
-            f"{run.cost:.1e} | {hours:.2f} |"
+        rows.append(
+            [
+                run.name,
+                state,
+                run.network.depth,
+                run.training.epochs,
+                f"{run.cost:.1e}",
+                f"{hours:.2f}",
+            ]
         )
-    lines.append(f"\nstill to run: about {left:.1f} hours at {rate:.0e} multiply-adds a second")
-    return "\n".join(lines)
+    columns = ["run", "state", "blocks", "epochs", "multiply-adds", "hours"]
+    table = markdown_table(columns, rows, left=2)
+    return f"{table}\n\nstill to run: about {left:.1f} hours at {rate:.0e} multiply-adds a second"
 
 
-def carry_out(runs: Sequence[PlannedRun], folder: Path, data_dir: str | None) -> bool:
-    """Train what is not finished; returns whether all of it now is.
+def carry_out(runs: Sequence[PlannedRun], folder: Path, data_dir: str | None) -> None:
+    """Train what is not finished.
 
     A finished run gives up its checkpoints: its network, metrics and trajectory stay.
+
+    Raises:
+      KeyboardInterrupt: if a signal stopped a run.
     """
     datasets: dict[str, Dataset] = {}
     for number, run in enumerate(runs, start=1):
@@ -82,10 +91,9 @@ def carry_out(runs: Sequence[PlannedRun], folder: Path, data_dir: str | None) ->
         if state != "finished":
             done = fit(for_dataset(run.network, data), run.training, data, workdir=workdir)
             if done.interrupted:
-                return False
+                raise KeyboardInterrupt
         records.write_json(workdir / MEASUREMENTS, measure(workdir, data))
         shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
-    return True
 
 
 def measure(workdir: Path, data: Dataset) -> dict[str, Any]:

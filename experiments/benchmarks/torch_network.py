@@ -1,4 +1,4 @@
-"""The same residual network, loss and training step in PyTorch, for `benchmark_step`.
+"""The same residual network, loss and training step in PyTorch, for `step`.
 
 Weights are taken over from ours, so that the benchmark can check that both compute the same loss
 before it times them.

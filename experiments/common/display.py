@@ -10,6 +10,8 @@ from rich.table import Table
 from ocresnet import plots
 from ocresnet.stage_cost.trajectory import Trajectory
 
+from .command_line import sentence
+
 
 def print_depth_table(
     trajectories: Mapping[str, Trajectory], recommended: int | None = None
@@ -38,4 +40,4 @@ def draw_figures(workdir: str | os.PathLike) -> None:
         for path in plots.save_figures(workdir):
             print(f"wrote {path}")
     except (ImportError, FileNotFoundError) as error:
-        print(f"no figures: {error}", file=sys.stderr)
+        print(f"no figures: {sentence(error)}", file=sys.stderr)

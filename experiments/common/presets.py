@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.paper_numbers import TABLE_1
 from ocresnet.systems import counts
 from ocresnet.systems.resnet_config import Exits, ResNetConfig
 from ocresnet.training.config import TrainingConfig
+
+from ..paper.numbers import TABLE_1
 
 PAPER_BLOCKS = 54
 """Residual blocks of the paper's full networks."""
@@ -155,15 +156,44 @@ PRESETS["mnist_homogeneous12_small"] = Preset(
 )
 
 
-def describe() -> str:
-    """Every preset with its command, expected accuracy and cost."""
+def preset_for(dataset: str, epochs: int | None = None) -> Preset:
+    """Where a run on any small images starts that has no preset of its own.
+
+    Args:
+      dataset: name of the data, or path of a `.npz` file.
+      epochs: passes over it; None: 30. The learning rate drops after 60 and 85 % of them.
+    """
+    epochs = 30 if epochs is None else epochs
+    milestones = {round(share * epochs) for share in (0.6, 0.85)} - {0, epochs}
+    return Preset(
+        dataset=dataset,
+        network=ResNetConfig.homogeneous(12, 16),
+        training=TrainingConfig(
+            epochs=epochs,
+            batch_size=64,
+            milestones=tuple(sorted(milestones)),
+            stage_cost=0.05,
+            validation=0.1,
+        ),
+        expected="unknown",
+    )
+
+
+def describe(rate: float) -> str:
+    """Every preset with its command, expected accuracy and cost.
+
+    Args:
+      rate: multiply-adds a second that this machine trains with.
+    """
     lines = []
     for name, preset in PRESETS.items():
+        minutes = preset.cost / rate / 60
+        about = f"about {minutes:,.0f} minutes" if minutes >= 1 else "less than a minute"
         lines += [
-            f"  {name}",
-            f"      python -m experiments.train --preset={name}",
-            f"      expected test accuracy: {preset.expected}",
-            f"      cost: {preset.cost:.1e} multiply-adds, {preset.training.epochs} epochs of "
-            f"{TRAINING_SAMPLES[preset.dataset]:,} images",
+            name,
+            f"    python -m experiments.train --preset={name}",
+            f"    expected test accuracy: {preset.expected}",
+            f"    cost: {preset.cost:.1e} multiply-adds, {about} on this machine; "
+            f"{preset.training.epochs} epochs of {TRAINING_SAMPLES[preset.dataset]:,} images",
         ]
     return "\n".join(lines)

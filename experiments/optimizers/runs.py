@@ -4,12 +4,9 @@ A method is a base optimizer and what OCNOpt adds to it. All runs of a method (l
 weight decays, seeds) are one compiled program.
 """
 
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +21,6 @@ from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.problem import ControlProblem, outputs_of
 from ocresnet.control.settings import Feedback, RolloutKind
 from ocresnet.systems.system import Variables, rollout
-from ocresnet.training import records
 
 Array = jax.Array
 
@@ -282,21 +278,6 @@ def decades_within(
     return longest
 
 
-def write_record(
-    path: Path, description: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raw results as JSON, with what made them."""
-    record = {
-        "command": " ".join(["python -m", *_module_and_flags()]),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "device": jax.devices()[0].device_kind,
-        **description,
-        "rows": rows,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(path, record)
-
-
 def describe(method: Method) -> dict[str, Any]:
     """The method's fields that are not at their defaults."""
     default = asdict(Method(method.base))
@@ -305,11 +286,6 @@ def describe(method: Method) -> dict[str, Any]:
         for name, value in asdict(method).items()
         if name == "base" or value != default[name]
     }
-
-
-def _module_and_flags() -> list[str]:
-    main = sys.modules["__main__"].__spec__
-    return [main.name if main else Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _orders(key: Array, samples: int, epochs: int, batch_size: int) -> Array:

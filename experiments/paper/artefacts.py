@@ -4,8 +4,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import paper_figures, paper_tables
-from experiments.paper_plan import Artefact
+from ..common import reports
+from . import figures, tables
+from .plan import Artefact
 
 
 def write(
@@ -24,20 +25,24 @@ def write(
       output: folder to write to.
 
     Returns:
-      The files: <artefact>.md and .csv, or .png and .pdf.
+      The files: <artefact>.json with what it shows, and .md and .csv, or .png and .pdf.
     """
     stem = output / artefact
     if artefact.startswith("figure"):
-        figure = paper_figures.draw(artefact, dataset, scale_name, seeds, folder)
-        paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
-        for path in paths:
+        curves = figures.curves(artefact, dataset, scale_name, seeds, folder)
+        shown = {curve.label: curve.values for curve in curves}
+        figure = figures.draw(artefact, curves)
+        paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
+        for path in paths[:2]:
             # Without a date in it, the same runs make the same file.
             metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
             figure.savefig(path, dpi=150, metadata=metadata)
+        reports.write(paths[2], {"curves": shown})
         return paths
-    table = paper_tables.make(artefact, dataset, scale_name, seeds, folder)
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".csv")]
-    paths[0].write_text(paper_tables.markdown(table))
+    table = tables.make(artefact, dataset, scale_name, seeds, folder)
+    paths = [stem.with_suffix(suffix) for suffix in (".md", ".csv", ".json")]
+    paths[0].write_text(tables.markdown(table) + "\n")
     with paths[1].open("w", newline="") as file:
         csv.writer(file).writerows([table.columns, *table.rows])
+    reports.write(paths[2], table._asdict())
     return paths

@@ -1,0 +1,1 @@
+"""Time and memory of training steps, by ratio in one process."""

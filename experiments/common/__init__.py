@@ -1,0 +1,1 @@
+"""What the binaries share: flags, presets, the command line, tables and records."""
