@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ocresnet.stage_cost.calibration import exit_costs
-from ocresnet.stage_cost.early_exit import NEVER, predict
+from ocresnet.stage_cost.early_exit import predict
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.stage_cost.trajectory import logits_over_depth, parameter_norms
@@ -60,7 +60,7 @@ def test_early_exit_walks_over_bare_skips(case):
     result = predict(smaller, images, confidence=confidence)
     np.testing.assert_array_equal(result.blocks, exits)
     np.testing.assert_array_equal(result.labels, logits[exits, np.arange(12)].argmax(-1))
-    whole = predict(smaller, images, confidence=NEVER)
+    whole = predict(smaller, images, confidence=1.0)
     np.testing.assert_array_equal(whole.labels, logits[-1].argmax(-1))
 
 
