@@ -85,7 +85,7 @@ def trajectory(
     labels = checked_labels(labels, len(images), network.architecture.classes)
 
     def sums(batch: np.ndarray, mask: np.ndarray) -> Trajectory:
-        return _trajectory_sums(
+        return trajectory_sums(
             network.architecture,
             network.variables,
             images[batch],
@@ -185,7 +185,7 @@ def _logits(
 
 
 @partial(jax.jit, static_argnames=("architecture", "own_output", "loss", "train", "execution"))
-def _trajectory_sums(
+def trajectory_sums(
     architecture: Architecture,
     variables: Variables,
     images: Array,
