@@ -60,8 +60,9 @@ def test_early_exit_walks_over_bare_skips(case):
     result = predict(smaller, images, confidence=confidence)
     np.testing.assert_array_equal(result.blocks, exits)
     np.testing.assert_array_equal(result.labels, logits[exits, np.arange(12)].argmax(-1))
-    whole = predict(smaller, images, confidence=1.0)
-    np.testing.assert_array_equal(whole.labels, logits[-1].argmax(-1))
+    for never in (None, 1.0):
+        whole = predict(smaller, images, confidence=never)
+        np.testing.assert_array_equal(whole.labels, logits[-1].argmax(-1))
 
 
 def test_calibrated_exits_and_norms_have_one_entry_a_block(case):
