@@ -272,7 +272,7 @@ def test_subresnet_keeps_the_later_projections_in_its_head():
         ({"blocks": (-1,), "filters": (4,)}, "blocks is .* at least 0"),
         ({"blocks": (3.5,), "filters": (4,)}, "whole numbers"),
         ({"blocks": (1,), "filters": (4,), "image_shape": ()}, "image_shape is"),
-        ({"blocks": (1,), "filters": (4,), "pixel_deviation": (float("nan"),)}, "positive"),
+        ({"blocks": (1,), "filters": (4,), "pixel_deviation": (float("nan"),)}, "finite"),
         ({"blocks": (2, 0, 1), "filters": (4, 4, 4)}, "only the last levels"),
         ({"blocks": (1,), "filters": (0,)}, "filters is"),
         ({"blocks": (1,), "filters": (4,), "classes": 1}, "classes is 1"),
