@@ -169,13 +169,11 @@ def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
         trained = calibrate_exits(trained, images, execution=loop.config.execution)
     trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        measured = {
-            **trajectories,
-            "parameter_norms": parameter_norms(loop.network, trained.params),
-            "metrics": records.digest_of_rows(loop.metrics),
-        }
+        norms = parameter_norms(loop.network, trained.params)
+        measured = records.plain({**trajectories, "parameter_norms": norms})
         networks.save(trained, folder / records.NETWORK)
-        records.write_json(folder / records.TRAJECTORY, files.sealed(records.plain(measured)))
+        records.seal_metrics(folder, loop.metrics)
+        files.write_json(folder / records.TRAJECTORY, files.sealed(measured))
     return Run(trained, loop.metrics, trajectories, interrupted=False)
 
 
