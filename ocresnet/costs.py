@@ -49,7 +49,6 @@ class Cost:
     sampled: Callable[[Array, Array], Array] | None = None
 
 
-@cache
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
     """The cost called `loss`, of logits and integer labels.
 
@@ -69,7 +68,11 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
         raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(get_args(Loss))}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
+    return _make_cost(loss, label_smoothing)
 
+
+@cache
+def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
     def value(logits: Array, labels: Array) -> Array:
         targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)

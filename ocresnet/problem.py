@@ -49,10 +49,16 @@ class Problem:
     stage_costs: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.stage_cost, np.float32)
-        if not (np.isfinite(given).all() and (given >= 0).all()):
-            raise ValueError(f"stage_cost is {self.stage_cost}, but must be at least 0.")
-        outputs = self.system.outputs
+        if not isinstance(self.cost, Cost):
+            raise ValueError(
+                f"cost is {self.cost!r}, but must be a Cost, as Cost(value) makes one of a "
+                "function of logits and targets."
+            )
+        given = np.asarray(self.stage_cost)
+        numbers = given.dtype.kind in "fiu" and np.isfinite(given).all()
+        if not numbers or (given < 0).any():
+            raise ValueError(f"stage_cost is {self.stage_cost!r}, but must be at least 0.")
+        given, outputs = given.astype(np.float32), self.system.outputs
         if given.any() and outputs == 0:
             raise ValueError(
                 f"stage_cost is {self.stage_cost}, but the network has no exits to pay it on."

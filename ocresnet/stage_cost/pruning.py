@@ -8,8 +8,6 @@ makes exit M the output block, and changes no number that the kept network compu
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import index
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +46,7 @@ def prune(network: Network, blocks: int) -> Network:
       >>> small = prune(network, recommend_depth(validation))
     """
     architecture = residual_architecture(network, "pruning")
-    kept = architecture.subresnet(_whole("blocks", blocks))
+    kept = architecture.subresnet(blocks)
     listed = block_list.blocks(network)
     params, batch_stats = dict(network.params), dict(network.batch_stats)
     if blocks < architecture.depth:
@@ -67,18 +65,6 @@ def prune(network: Network, blocks: int) -> Network:
 
 def _without_exit(tree: PyTree) -> PyTree:
     return {name: part for name, part in tree.items() if name != "exit"}
-
-
-def _whole(name: str, value: Any) -> int:
-    """A whole number of any type.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    try:
-        return index(value)
-    except TypeError as error:
-        raise ValueError(f"{name} is {value!r}, but must be a whole number.") from error
 
 
 def recommend_depth(measured: Trajectory, tolerance: float = 0.5) -> int:

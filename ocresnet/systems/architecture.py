@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 import jax
@@ -55,21 +56,21 @@ class Architecture(ABC):
     pixel_deviation: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        for name in ("image_shape", "pixel_mean", "pixel_deviation"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        require_whole("image_shape", self.image_shape, 1)
+        object.__setattr__(self, "image_shape", whole_numbers("image_shape", self.image_shape, 1))
         require_whole("classes", self.classes, 2)
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
             )
         for name in ("pixel_mean", "pixel_deviation"):
-            if len(getattr(self, name)) not in (1, self.image_shape[2]):
+            values = finite_numbers(name, getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) not in (1, self.image_shape[2]):
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} values, but must have one, or one for "
-                    f"each of the {self.image_shape[2]} channels."
+                    f"{name} has {len(values)} values, but must have one, or one for each of the "
+                    f"{self.image_shape[2]} channels."
                 )
-        if not all(0 < deviation < math.inf for deviation in self.pixel_deviation):
+        if min(self.pixel_deviation) <= 0:
             raise ValueError(f"pixel_deviation {self.pixel_deviation} must be positive.")
 
     @abstractmethod
@@ -156,9 +157,9 @@ class ResidualArchitecture(Architecture):
         Raises:
           ValueError: if the network has fewer blocks than that.
         """
-        if not 0 <= blocks <= self.depth:
+        if not is_whole(blocks) or not 0 <= blocks <= self.depth:
             raise ValueError(
-                f"cannot keep {blocks} blocks: this network has {self.depth}, so keep 0 to "
+                f"cannot keep {blocks!r} blocks: this network has {self.depth}, so keep 0 to "
                 f"{self.depth}."
             )
         return self.without(range(blocks, self.depth))
@@ -194,35 +195,58 @@ def residual(architecture: Architecture, what: str = "this") -> ResidualArchitec
 def check_blocks(architecture: ResidualArchitecture, blocks: Collection[int]) -> None:
     """Refuse blocks that do not exist or are named twice."""
     for block in blocks:
-        if not 0 <= block < architecture.depth:
-            raise ValueError(
-                f"there is no block {block}: this network has blocks 0 to {architecture.depth - 1}."
-            )
+        if not is_whole(block) or not 0 <= block < architecture.depth:
+            last = architecture.depth - 1
+            has = f"blocks 0 to {last}" if last >= 0 else "no blocks"
+            raise ValueError(f"there is no block {block!r}: this network has {has}.")
     if len(set(blocks)) < len(blocks):
         raise ValueError(f"blocks {sorted(blocks)} name a block twice.")
 
 
-def as_tuple(name: str, value: Any) -> tuple:
-    """A list or tuple as a tuple.
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or of numpy; True is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def require_whole(name: str, value: Any, smallest: int) -> None:
+    """Refuse what is not a whole number of at least `smallest`."""
+    if type(value) is not int or value < smallest:
+        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least {smallest}.")
+
+
+def whole_numbers(name: str, values: Any, smallest: int) -> tuple[int, ...]:
+    """A list or tuple of whole numbers, each at least `smallest`, as a tuple.
 
     Raises:
       ValueError: for anything else.
     """
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} is {value!r}, but must be a tuple.")
-    return tuple(value)
+    values = _as_tuple(name, values)
+    if not all(type(value) is int and value >= smallest for value in values):
+        raise ValueError(f"{name} is {values!r}, but must be whole numbers of at least {smallest}.")
+    return values
 
 
-def require_whole(name: str, value: Any, smallest: int) -> None:
-    """Refuse what is not a whole number, or a tuple of them, of at least `smallest`."""
-    values = value if isinstance(value, tuple) else (value,)
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in values)
-    if not whole or min(values, default=smallest) < smallest:
-        what = "whole numbers" if isinstance(value, tuple) else "a whole number"
-        raise ValueError(f"{name} is {value}, but must be {what} of at least {smallest}.")
+def finite_numbers(name: str, values: Any) -> tuple[float, ...]:
+    """A list or tuple of finite numbers as a tuple of floats.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    values = _as_tuple(name, values)
+    for value in values:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise ValueError(f"{name} is {values!r}, but must be finite numbers.")
+    return tuple(float(value) for value in values)
 
 
 def require_one_of(name: str, value: Any, allowed: tuple) -> None:
     """Refuse a choice that there is not."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}.")
+
+
+def _as_tuple(name: str, values: Any) -> tuple:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} is {values!r}, but must be a tuple.")
+    return tuple(values)

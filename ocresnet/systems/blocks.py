@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.systems.architecture import ResidualArchitecture
+from ocresnet.systems.architecture import ResidualArchitecture, residual
 from ocresnet.systems.network import Network
 from ocresnet.systems.system import PyTree
 
@@ -30,9 +30,19 @@ class Block(NamedTuple):
 
 
 def blocks(network: Network) -> list[Block]:
-    """The residual blocks of a network, in order."""
+    """The residual blocks of a network, in order.
+
+    Raises:
+      ValueError: for a network without residual blocks, or whose blocks share their parameters.
+    """
+    residual(network.architecture, "a list of blocks")
     listed = []
     for segment in network.architecture.system().blocks:
+        if segment.tied:
+            raise ValueError(
+                f"the blocks of segment {segment.name!r} have their parameters in common: they "
+                "cannot be listed one by one."
+            )
         own = Block(network.params[segment.name], network.batch_stats.get(segment.name, {}))
         own = jax.device_get(own)
         if segment.length is None:
@@ -53,7 +63,12 @@ def with_blocks(
       network: of the same family.
       architecture: of the result; its depth is the number of blocks.
       listed: the blocks, of the shapes that the architecture has in their places.
+
+    Raises:
+      ValueError: for more or fewer blocks than the architecture has.
     """
+    if len(listed) != architecture.depth:
+        raise ValueError(f"{len(listed)} blocks do not make a network of {architecture.depth}.")
     old = {segment.name for segment in network.architecture.system().blocks}
     params, batch_stats = (
         {name: entry for name, entry in tree.items() if name not in old}

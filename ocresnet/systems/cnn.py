@@ -21,9 +21,8 @@ from ocresnet.systems import layers
 from ocresnet.systems.architecture import (
     MOMENTUM,
     Architecture,
-    as_tuple,
     require_one_of,
-    require_whole,
+    whole_numbers,
 )
 from ocresnet.systems.layers import AxisName, Convolution
 from ocresnet.systems.mlp import Activation
@@ -54,8 +53,7 @@ class CNNConfig(Architecture):
 
     def __post_init__(self) -> None:
         for name in ("filters", "strides", "hidden"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-            require_whole(name, getattr(self, name), 1)
+            object.__setattr__(self, name, whole_numbers(name, getattr(self, name), 1))
         super().__post_init__()
         if not self.filters or len(self.filters) != len(self.strides):
             raise ValueError(
@@ -110,7 +108,7 @@ class CNNConfig(Architecture):
             def init_layer(key: Array, channels: tuple[int, int] = channels) -> layers.Params:
                 return {
                     **layers.init_convolution(key, 3, *channels),
-                    "bias": jnp.zeros(channels[1]),
+                    "bias": jnp.zeros(channels[1], jnp.float32),
                 }
 
             own = next(keys)

@@ -45,7 +45,7 @@ class SegmentSize(NamedTuple):
 
     Attributes:
       segment: which.
-      state: shape of what enters it (without batch axis), as a tree.
+      state: shapes and dtypes of what enters it, with a batch of one.
       parameters: numbers in all of its parameters.
       transition, output: multiply-adds of one transition, and of one output.
     """
@@ -84,7 +84,7 @@ def segment_sizes(architecture: Architecture) -> list[SegmentSize]:
         sizes.append(
             SegmentSize(
                 segment,
-                jax.tree.map(lambda leaf: leaf.shape[1:], state),
+                state,
                 parameter_count(variables.params.get(segment.name, {})),
                 _count(segment.transition, stage, state),
                 0 if output is None else _count(output, stage, state),

@@ -52,11 +52,14 @@ def from_description(described: Any) -> Architecture:
     Raises:
       ValueError: for what `describe` has not made, or an impossible architecture.
     """
-    if not isinstance(described, dict) or described.get("family") not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"an architecture must be described with its family, one of {known}.")
-    fields = {name: value for name, value in described.items() if name != "family"}
+    name = described.get("family") if isinstance(described, dict) else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(
+            f"an architecture must be described with its family, one of {', '.join(FAMILIES)}, "
+            f"but it is {name!r}."
+        )
+    fields = {field: value for field, value in described.items() if field != "family"}
     try:
-        return FAMILIES[described["family"]](**fields)
+        return FAMILIES[name](**fields)
     except TypeError as error:
         raise ValueError(f"the description of an architecture is wrong: {error}") from error

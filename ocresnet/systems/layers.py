@@ -122,8 +122,8 @@ def init_dense(key: Array, features_in: int, features_out: int) -> Params:
 
 def init_batch_norm(channels: int) -> tuple[Params, Params]:
     """Scale 1 and bias 0; running mean 0 and variance 1; all [channels], float32."""
-    params = {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
-    stats = {"mean": jnp.zeros(channels), "variance": jnp.ones(channels)}
+    params = {"scale": jnp.ones(channels, jnp.float32), "bias": jnp.zeros(channels, jnp.float32)}
+    stats = {"mean": jnp.zeros(channels, jnp.float32), "variance": jnp.ones(channels, jnp.float32)}
     return params, stats
 
 
@@ -174,7 +174,7 @@ def batch_norm(
 
 def init_layer_norm(features: int) -> Params:
     """Scale 1 and bias 0, [features], float32."""
-    return {"scale": jnp.ones(features), "bias": jnp.zeros(features)}
+    return {"scale": jnp.ones(features, jnp.float32), "bias": jnp.zeros(features, jnp.float32)}
 
 
 def layer_norm(params: Params, x: Array) -> Array:

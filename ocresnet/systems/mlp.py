@@ -19,9 +19,8 @@ from ocresnet.systems import layers
 from ocresnet.systems.architecture import (
     MOMENTUM,
     Architecture,
-    as_tuple,
     require_one_of,
-    require_whole,
+    whole_numbers,
 )
 from ocresnet.systems.layers import AxisName
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, System, Variables
@@ -48,9 +47,8 @@ class MLPConfig(Architecture):
     activation: Activation = "relu"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", as_tuple("hidden", self.hidden))
+        object.__setattr__(self, "hidden", whole_numbers("hidden", self.hidden, 1))
         super().__post_init__()
-        require_whole("hidden", self.hidden, 1)
         require_one_of("activation", self.activation, get_args(Activation))
 
     def system(

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from ocresnet.files import replace_file
+from ocresnet.files import digest, read_json, read_verified, replace_file, sealed, write_json
 from ocresnet.systems.architecture import MOMENTUM, Architecture
 from ocresnet.systems.families import describe, from_description
 from ocresnet.systems.layers import Array, AxisName
@@ -91,7 +91,8 @@ def apply(
 def save(network: Network, folder: str | os.PathLike) -> None:
     """Write the network to `folder`: `network.json` (architecture) and `variables.msgpack`.
 
-    The folder is self-contained, and each file is replaced in one step.
+    The folder is self-contained, and each file is replaced in one step. The first has the digests
+    of both, so that `load` notices every change.
 
     Raises:
       OSError: if the folder cannot be written.
@@ -101,8 +102,10 @@ def save(network: Network, folder: str | os.PathLike) -> None:
     described = describe(network.architecture)
     folder.mkdir(parents=True, exist_ok=True)
     variables = {"params": network.params, "batch_stats": network.batch_stats}
-    replace_file(folder / VARIABLES_FILE, flax.serialization.to_bytes(jax.device_get(variables)))
-    replace_file(folder / ARCHITECTURE_FILE, json.dumps(described, indent=2).encode())
+    content = flax.serialization.to_bytes(jax.device_get(variables))
+    replace_file(folder / VARIABLES_FILE, content)
+    description = sealed({"architecture": described, "variables": digest(content)})
+    write_json(folder / ARCHITECTURE_FILE, description)
 
 
 def load(folder: str | os.PathLike) -> Network:
@@ -117,9 +120,12 @@ def load(folder: str | os.PathLike) -> Network:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no saved network: {name} is missing.")
     try:
-        architecture = from_description(json.loads((folder / ARCHITECTURE_FILE).read_text()))
+        description = read_json(folder / ARCHITECTURE_FILE)
+        if not isinstance(description, dict) or set(description) != {"architecture", "variables"}:
+            raise ValueError(f"{ARCHITECTURE_FILE} does not describe a network")
+        architecture = from_description(description["architecture"])
+        content = read_verified(folder / VARIABLES_FILE, description["variables"])
         target = jax.eval_shape(lambda: architecture.init(jax.random.key(0))._asdict())
-        content = (folder / VARIABLES_FILE).read_bytes()
         variables = flax.serialization.from_bytes(target, content)
         _check_shapes(target, variables)
     except Exception as error:  # msgpack has many ways to say that bytes are damaged

@@ -13,10 +13,10 @@ from ocresnet.systems import resnet_system
 from ocresnet.systems.architecture import (
     MOMENTUM,
     ResidualArchitecture,
-    as_tuple,
     check_blocks,
     require_one_of,
     require_whole,
+    whole_numbers,
 )
 from ocresnet.systems.layers import AxisName
 from ocresnet.systems.system import Execution, PyTree, System, Variables
@@ -72,11 +72,10 @@ class ResNetConfig(ResidualArchitecture):
     bare_levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "filters", "bare_levels"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        for name, smallest in (("blocks", 0), ("filters", 1), ("bare_levels", 0)):
+            numbers = whole_numbers(name, getattr(self, name), smallest)
+            object.__setattr__(self, name, numbers)
         super().__post_init__()
-        require_whole("blocks", self.blocks, 0)
-        require_whole("filters", self.filters, 1)
         require_whole("stem_stride", self.stem_stride, 1)
         if len(self.blocks) != len(self.filters) or not self.blocks:
             raise ValueError(
@@ -155,10 +154,12 @@ class ResNetConfig(ResidualArchitecture):
         cls, blocks: int = 54, filters: tuple[int, ...] = (16, 32, 64), **fields: Any
     ) -> Self:
         """`blocks` blocks in as many equal levels as `filters` names (paper, A.1)."""
+        require_whole("blocks", blocks, 0)
+        filters = whole_numbers("filters", filters, 1)
         if not filters or blocks % len(filters):
             raise ValueError(
                 f"blocks is {blocks}, but must be divisible by the {len(filters)} levels of "
-                f"filters {tuple(filters)}."
+                f"filters {filters}."
             )
         return cls(blocks=(blocks // len(filters),) * len(filters), filters=filters, **fields)
 
@@ -236,8 +237,9 @@ class ResNetConfig(ResidualArchitecture):
 
     def own_head(self, params: PyTree, block: int) -> PyTree:
         """The network's own output block, with the projections that come after `block`."""
-        run = next(run for run in self.runs() if (block := block - run.length) < 0)
-        pending = range(run.input_level + 1, len(self.filters))
+        check_blocks(self, [block])
+        runs = [run for run in self.runs() for _ in range(run.length)]
+        pending = range(runs[block].input_level + 1, len(self.filters))
         names = [resnet_system.projection_name(level) for level in pending]
         return {
             **params["head"],

@@ -139,6 +139,8 @@ class Segment:
     def __post_init__(self) -> None:
         if self.tied and self.length is None:
             raise ValueError(f"segment {self.name!r} is tied, but has no length.")
+        if self.transitions < 1:
+            raise ValueError(f"segment {self.name!r} has length {self.length}: leave it out.")
         if self.times is not None and len(self.times) != self.transitions:
             raise ValueError(
                 f"segment {self.name!r} has {len(self.times)} times, but {self.transitions} "
@@ -179,7 +181,11 @@ class System:
       shared: names of the parameters that several segments read.
       shared_layers: the affine layers among those, by their path in the network's parameters.
       initial_state: x_0 from the network's inputs (normalised images, for example).
-      execution: how it is computed.
+      execution: how it is computed; unless it is given, the backward pass recomputes nothing, as
+        transitions of one's own may name no results to keep.
+
+    Raises:
+      ValueError: for segments of one name, and for none.
     """
 
     segments: tuple[Segment, ...]
@@ -187,6 +193,11 @@ class System:
     shared_layers: Mapping[str, Any] = field(default_factory=dict)
     initial_state: Callable[[Array], State] = _unchanged
     execution: Execution = Execution(remat="none")
+
+    def __post_init__(self) -> None:
+        names = [segment.name for segment in self.segments]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a system needs segments of different names, but got {names}.")
 
     @property
     def outputs(self) -> int:
@@ -245,7 +256,7 @@ def stages(system: System, variables: Variables) -> dict[str, Stage]:
         segment.name: Stage(
             variables.params.get(segment.name, {}),
             variables.batch_stats.get(segment.name, {}),
-            jnp.zeros((), jnp.int32) if segment.length is None else _times(segment),
+            _times(segment)[0] if segment.length is None else _times(segment),
         )
         for segment in system.segments
     }

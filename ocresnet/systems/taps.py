@@ -41,7 +41,7 @@ class Tap:
 
 
 def merge(params: PyTree, taps: dict[str, Tap]) -> PyTree:
-    """The parameters with taps in the layers of these paths, as in "stage_0/residual/dense"."""
+    """The parameters with taps in the layers of these paths, as in "blocks/residual/dense_1"."""
     merged = dict(params)
     for path, tap in taps.items():
         node = merged

@@ -56,7 +56,7 @@ def test_what_cannot_be_cut_is_refused():
     network = network_of("homogeneous", "shared")
     assert prune(network, np.int64(2)).architecture.depth == 2
     for wish in (2.0, "2", None):
-        with pytest.raises(ValueError, match="blocks is .*, but must be a whole number"):
+        with pytest.raises(ValueError, match="cannot keep .* blocks: this network has 4"):
             prune(network, wish)
     with pytest.raises(ValueError, match="network is a int, but must be a Network"):
         prune(2, network)

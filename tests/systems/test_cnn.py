@@ -1,15 +1,17 @@
 """Convolutional networks against XLA's own convolutions, applied one after the other."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from jax import lax
 
-from ocresnet.systems.cnn import CNNConfig, cnn_system, init
-from ocresnet.systems.system import rollout, unstack
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.system import Execution, rollout
 
 CONFIG = CNNConfig(
-    (9, 8, 2), filters=(4, 4, 4, 6, 6), strides=(1, 1, 1, 2, 2), hidden=(7, 5), classes=3
+    (4, 4, 4, 6, 6), strides=(1, 1, 1, 2, 2), hidden=(7, 5), image_shape=(9, 8, 2), classes=3
 )
 SEGMENTS = {
     "convolution_0": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -24,7 +26,7 @@ SEGMENTS = {
 
 def random_variables(config, seed=0):
     """Biases too are not at a special value."""
-    variables = init(config, jax.random.key(seed))
+    variables = config.init(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), variables.params
@@ -35,18 +37,19 @@ def random_variables(config, seed=0):
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_outputs_are_those_of_the_layers_in_turn(activation, unroll):
-    config = CNNConfig(CONFIG.image_shape, CONFIG.filters, CONFIG.strides, (7, 5), 3, activation)
-    system, variables = cnn_system(config), random_variables(config)
+    config = replace(CONFIG, activation=activation, pixel_mean=(0.3, 0.1), pixel_deviation=(1.7,))
+    system = config.system(execution=Execution(unroll=unroll))
+    variables = random_variables(config)
     images = np.random.default_rng(1).normal(size=(5, *config.image_shape)).astype(np.float32)
-    x = system.initial_state(images)
-    result = rollout(system, variables, x, train=True, unroll=unroll)
+    result = rollout(system, variables, system.initial_state(images), train=True)
 
     layers = []
     for name in SEGMENTS:
-        entry = unstack(system, variables.params)[name]
-        layers += entry if isinstance(entry, list) else [entry]
+        entry = variables.params[name]
+        rows = range(2) if name == "convolution_1" else [...]
+        layers += [jax.tree.map(lambda leaf, row=row: leaf[row], entry) for row in rows]
     sigma = {"relu": jax.nn.relu, "tanh": np.tanh}[activation]
-    state = images
+    state = (images - np.float32([0.3, 0.1])) / np.float32(1.7)
     for stride, layer in zip(config.strides, layers[:5], strict=True):
         dimensions = ("NHWC", "HWIO", "NHWC")
         padding = ((1, 1), (1, 1))
@@ -63,21 +66,23 @@ def test_outputs_are_those_of_the_layers_in_turn(activation, unroll):
 
 
 def test_initial_parameters():
-    params = init(CONFIG, jax.random.key(0)).params
+    params = CONFIG.init(jax.random.key(0)).params
     assert jax.tree.map(np.shape, params) == SEGMENTS
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     for layer in params.values():
         assert not np.any(layer["bias"])
     first, second = params["convolution_1"]["kernel"]
     assert np.all(first != second)
-    wide = init(CNNConfig((2, 2, 50), (50,), (1,), (), 2), jax.random.key(0)).params
+    wide = (
+        CNNConfig((50,), (1,), (), image_shape=(2, 2, 50), classes=2).init(jax.random.key(0)).params
+    )
     assert list(wide) == ["convolution_0", "output"]
     deviation = (2 / (9 * 50)) ** 0.5
     np.testing.assert_allclose(np.std(wide["convolution_0"]["kernel"]), deviation, rtol=0.03)
 
 
 def test_convolutions_of_equal_shape_and_unit_stride_are_one_scanned_segment():
-    lengths = {segment.name: segment.length for segment in cnn_system(CONFIG).segments}
+    lengths = {segment.name: segment.length for segment in CONFIG.system().segments}
     assert lengths == {name: 2 if name == "convolution_1" else None for name in SEGMENTS}
 
 
@@ -85,13 +90,16 @@ def test_convolutions_of_equal_shape_and_unit_stride_are_one_scanned_segment():
     ("fields", "message"),
     [
         ({"image_shape": (8, 8)}, "image_shape is (8, 8), but must be (height, width, channels)."),
-        ({"image_shape": (8, 0, 3)}, "image_shape is (8, 0, 3), but must be positive whole"),
-        ({"filters": (4, 1.5)}, "filters is (4, 1.5), but must be positive whole numbers."),
+        (
+            {"image_shape": (8, 0, 3)},
+            "image_shape is (8, 0, 3), but must be whole numbers of at least 1",
+        ),
+        ({"filters": (4, 1.5)}, "filters is (4, 1.5), but must be whole numbers of at least 1."),
         ({"strides": (1,)}, "filters is (4, 4) and strides is (1,), but each convolution"),
         ({"filters": (), "strides": ()}, "there must be at least one"),
-        ({"strides": (1, 0)}, "strides is (1, 0), but must be positive whole numbers."),
-        ({"hidden": (0,)}, "hidden is (0,), but must be positive whole numbers."),
-        ({"classes": 0}, "classes is 0, but must be a positive whole number."),
+        ({"strides": (1, 0)}, "strides is (1, 0), but must be whole numbers of at least 1."),
+        ({"hidden": (0,)}, "hidden is (0,), but must be whole numbers of at least 1."),
+        ({"classes": 0}, "classes is 0, but must be a whole number of at least 2."),
         ({"activation": "gelu"}, "activation is 'gelu', but must be one of relu, tanh, sigmoid."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Systems of Flax modules against the modules' own calls, and under ocnopt."""
+"""Systems of Flax modules against the modules' own calls."""
 
 import subprocess
 import sys
@@ -7,19 +7,14 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen, nnx
 
-from ocresnet.control.curvature import diagonal, ekfac, identity
-from ocresnet.control.kronecker import affine_layers
-from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.problem import ControlProblem, objective
+from ocresnet.systems import layers
 from ocresnet.systems.from_flax import from_flax
 from ocresnet.systems.system import Variables, rollout
 
 IMAGES = jax.random.normal(jax.random.key(7), (6, 5, 5, 2))
-LABELS = jnp.arange(6) % 3
 
 
 def flatten(x):
@@ -166,9 +161,12 @@ def test_outputs_statistics_and_gradients_are_those_of_the_modules(kind, train):
 def test_parameters_have_names_and_layers_are_recognised(kind):
     _, system, variables = converted(kind)
     assert [segment.name for segment in system.segments] == [f"layer_{k}" for k in range(7)]
-    assert [segment.opaque for segment in system.segments] == [
-        *(False, True, True, True, False, True, False)
-    ]
+    declared = {segment.name: segment.layers for segment in system.segments if segment.layers}
+    assert declared == {
+        "layer_0": {"": layers.Convolution((3, 3))},
+        "layer_4": {"": layers.Convolution((3, 3), stride=2)},
+        "layer_6": {"": layers.dense},
+    }
     shapes = jax.tree.map(np.shape, variables.params)
     assert shapes["layer_0"] == {"kernel": (3, 3, 2, 4), "bias": (4,)}
     assert shapes["layer_6"] == {"kernel": (27, 3)}
@@ -177,7 +175,6 @@ def test_parameters_have_names_and_layers_are_recognised(kind):
     assert jax.tree.map(np.shape, variables.batch_stats["layer_1"]) == {"mean": (4,), "var": (4,)}
     if kind == "nnx":
         assert shapes["layer_3"]["parts"]["layers"]["2"]["kernel"] == (3, 3, 4, 4)
-    assert set(affine_layers(system, variables.params)) == {"layer_0", "layer_4", "layer_6"}
 
 
 def test_the_users_modules_are_neither_changed_nor_aliased():
@@ -229,7 +226,7 @@ def test_convolutions_are_known_if_and_only_if_they_are_the_same(kind, settings,
         system, variables = from_flax([module], x, key=jax.random.key(0))
         expected = module.apply({"params": variables.params["layer_0"]}, x)
     y = rollout(system, variables, x, train=True).state
-    assert system.segments[0].opaque is not known
+    assert bool(system.segments[0].layers) is known
     assert y.dtype == expected.dtype
     np.testing.assert_allclose(y.astype(float), expected.astype(float), rtol=1e-5, atol=1e-5)
 
@@ -246,7 +243,7 @@ def test_convolutions_are_known_if_and_only_if_they_are_the_same(kind, settings,
 def test_without_inputs_a_convolution_is_known_if_it_is_the_same_for_every_size(settings, known):
     module = nnx.Conv(2, 4, **{"kernel_size": (3, 3), **settings}, rngs=nnx.Rngs(0))
     system, variables = from_flax([module])
-    assert system.segments[0].opaque is not known
+    assert bool(system.segments[0].layers) is known
     for size in (6, 7, 8):
         x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 2))
         y = rollout(system, variables, x, train=True).state
@@ -273,7 +270,7 @@ def test_dense_layers_compute_in_the_dtype_that_flax_chooses(kind):
             system, variables = from_flax([module], x, key=jax.random.key(0))
             expected = module.apply({"params": variables.params["layer_0"]}, x)
         y = rollout(system, variables, x, train=True).state
-        assert system.segments[0].opaque is not known
+        assert bool(system.segments[0].layers) is known
         assert y.dtype == expected.dtype
         np.testing.assert_array_equal(y.astype(float), expected.astype(float))
 
@@ -389,41 +386,6 @@ def test_batch_norm_over_devices_can_be_converted():
 
     y = jax.vmap(run, axis_name="batch")(x)
     np.testing.assert_allclose(np.mean(y, axis=(0, 1)), 0, atol=1e-5)
-
-
-@pytest.mark.parametrize("curvature", [identity(), diagonal(), ekfac()])
-@pytest.mark.parametrize("kind", ["nnx", "linen"])
-def test_ocnopt_trains_them(kind, curvature):
-    if kind == "nnx":
-        rngs = nnx.Rngs(0)
-        modules = [
-            nnx.Conv(2, 4, (3, 3), strides=2, rngs=rngs),
-            nnx.BatchNorm(4, rngs=rngs),
-            flatten,
-            nnx.Dropout(0.2, rngs=rngs),
-            nnx.Linear(36, 3, rngs=rngs),
-        ]
-    else:
-        convolution, norm = linen.Conv(4, (3, 3), strides=2), linen.BatchNorm()
-        modules = [convolution, norm, flatten, linen.Dropout(0.2), linen.Dense(3)]
-    system, (params, stats) = from_flax(modules, IMAGES, key=jax.random.key(1))
-    problem = ControlProblem(system)
-    optimizer = ocnopt(problem, 0.01, curvature=curvature, feedback="stacked", rollout="nonlinear")
-
-    def cost(params):
-        return objective(problem, params, stats, IMAGES, LABELS)
-
-    @jax.jit
-    def step(params, state):
-        value, gradient = jax.value_and_grad(cost)(params)
-        batch = (IMAGES, LABELS)
-        updates, state = optimizer.update(gradient, state, params, batch=batch, batch_stats=stats)
-        return value, optax.apply_updates(params, updates), state
-
-    value, new, state = step(params, optimizer.init(params))
-    assert jax.tree.structure(new) == jax.tree.structure(params)
-    assert np.all(np.isfinite(state[0].info.weights))
-    assert cost(new) < value
 
 
 @pytest.mark.parametrize(

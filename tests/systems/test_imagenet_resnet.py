@@ -6,19 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.pruning import prune
-from ocresnet.stage_cost.trajectory import parameter_norms
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import counts
 from ocresnet.systems.counts import multiply_adds
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.network import apply as apply_network
+from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import apply, random_images, random_variables
+from tests.systems.lemmas import subresnet
 
 SMALL = ResNetConfig(
     (2, 2), (4, 8), classes=3, image_shape=(16, 16, 3), block="bottleneck", stem="imagenet"
 )
 
-STAGES = {
+LEVELS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -40,7 +40,7 @@ def kernels_and_norms(depth):
     expansion = 4 if depth >= 50 else 1
     kernels, norms_1, norms_2 = 7 * 7 * 3 * 64, 2 * 64, 2 * 64
     before = 64
-    for width, blocks in zip(WIDTHS, STAGES[depth], strict=True):
+    for width, blocks in zip(WIDTHS, LEVELS[depth], strict=True):
         after = expansion * width
         for block in range(blocks):
             if expansion == 4:
@@ -60,26 +60,26 @@ def kernels_and_norms(depth):
 
 
 def initial(config):
-    return jax.eval_shape(lambda: resnet.init(config, jax.random.key(0)))
+    return jax.eval_shape(config.init, jax.random.key(0))
 
 
-@pytest.mark.parametrize("depth", STAGES)
+@pytest.mark.parametrize("depth", LEVELS)
 def test_parameters_are_those_of_the_known_networks_but_for_the_places_of_the_norms(depth):
     config = ResNetConfig.imagenet(depth)
-    assert config.blocks == STAGES[depth] and config.exits == "shared"
+    assert config.blocks == LEVELS[depth] and config.exits == "shared"
     kernels, norms_1, norms_2 = kernels_and_norms(depth)
     dense = 512 * (4 if depth >= 50 else 1) * 1000 + 1000
     assert kernels + norms_1 + dense == PARAMETERS[depth]
     assert counts.parameter_count(initial(config).params) == kernels + norms_2 + dense
 
 
-@pytest.mark.parametrize("depth", STAGES)
+@pytest.mark.parametrize("depth", LEVELS)
 def test_multiply_adds_are_those_of_the_known_networks(depth):
     config = ResNetConfig.imagenet(depth)
     cost = multiply_adds(config)
     assert round(cost.total / 1e9, 3) == MULTIPLY_ADDS[depth]
     assert cost.stem == 112 * 112 * 49 * 3 * 64
-    assert len(cost.blocks) == len(cost.exits) == sum(STAGES[depth]) == config.depth
+    assert len(cost.blocks) == len(cost.exits) == sum(LEVELS[depth]) == config.depth
 
 
 def test_multiply_adds_of_bottlenecks_and_exits_by_hand():
@@ -90,12 +90,12 @@ def test_multiply_adds_of_bottlenecks_and_exits_by_hand():
     second = PIXELS[0] * 256 * 128 + PIXELS[1] * (9 * 128 * 128 + 128 * 512 + 256 * 512)
     assert cost.blocks[0] == first and cost.blocks[3] == second
     projections = [64 * 256, 256 * 512, 512 * 1024, 1024 * 2048]
-    heads = [49 * sum(projections[stage:]) + 2048 * 1000 for stage in range(5)]
-    starts = np.cumsum((0, *STAGES[50]))
+    heads = [49 * sum(projections[level:]) + 2048 * 1000 for level in range(5)]
+    starts = np.cumsum((0, *LEVELS[50]))
     np.testing.assert_array_equal(cost.exits[0], heads[0])
-    for stage in range(4):
-        rest = cost.exits[starts[stage] + 1 : starts[stage + 1]]
-        np.testing.assert_array_equal(rest, heads[stage + 1])
+    for level in range(4):
+        rest = cost.exits[starts[level] + 1 : starts[level + 1]]
+        np.testing.assert_array_equal(rest, heads[level + 1])
     assert cost.output_block == heads[4]
 
 
@@ -104,7 +104,7 @@ def test_resnet_50_gives_an_exit_at_every_depth():
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), "float32")
     variables = initial(config)
     logits, stats = jax.eval_shape(
-        lambda variables, images: resnet.apply(config, variables, images, train=True),
+        lambda variables, images: apply_network(config, variables, images, train=True),
         variables,
         images,
     )
@@ -119,21 +119,13 @@ def test_lemma_2_holds_for_bottlenecks(exits):
     images = random_images(config)
     outputs, _ = apply(config, network.variables, images)
     for blocks in range(config.depth + 1):
-        cut = prune(network, blocks)
-        fresh = initial(cut.config)
+        cut = subresnet(network, blocks)
+        fresh = initial(cut.architecture)
         assert shapes(fresh.params) == shapes(cut.params)
         assert shapes(fresh.batch_stats) == shapes(cut.batch_stats)
-        logits, _ = apply(cut.config, cut.variables, images)
+        logits, _ = apply(cut.architecture, cut.variables, images)
         np.testing.assert_allclose(logits[-1], outputs[blocks], rtol=1e-5, atol=1e-6)
-    assert prune(network, 0).config.state_stage == -1
-
-
-def test_norms_of_bottlenecks_have_one_entry_a_block():
-    network = Network(SMALL, *random_variables(SMALL))
-    norms = parameter_norms(SMALL, network.params)
-    first = jax.tree.leaves(network.params["transition_0"]["residual"])
-    np.testing.assert_allclose(norms[0], np.sqrt(sum(np.sum(leaf**2) for leaf in first)), rtol=1e-6)
-    assert norms.shape == (4,)
+    assert subresnet(network, 0).architecture.state_level == -1
 
 
 def test_other_depths_are_refused():

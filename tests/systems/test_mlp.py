@@ -1,11 +1,13 @@
 """Fully connected networks against a loop written out in numpy."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
-from ocresnet.systems.mlp import MLPConfig, init, mlp_system
-from ocresnet.systems.system import rollout, unstack
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.system import Execution, rollout
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -14,9 +16,12 @@ ACTIVATIONS = {
 }
 
 
+CONFIG = MLPConfig((4, 4, 4, 5, 5), image_shape=(3, 2, 1), classes=3)
+
+
 def random_variables(config, seed=0):
     """Biases too are not at a special value."""
-    variables = init(config, jax.random.key(seed))
+    variables = config.init(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), variables.params
@@ -27,17 +32,18 @@ def random_variables(config, seed=0):
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_outputs_are_those_of_the_layers_in_turn(activation, unroll):
-    config = MLPConfig((6, 4, 4, 4, 5, 5, 3), activation)
-    system, variables = mlp_system(config), random_variables(config)
-    inputs = np.random.default_rng(1).normal(size=(7, 3, 2)).astype(np.float32)
-    x = system.initial_state(inputs)
-    result = rollout(system, variables, x, train=True, unroll=unroll)
+    config = replace(CONFIG, activation=activation, pixel_mean=(0.3,), pixel_deviation=(1.7,))
+    system = config.system(execution=Execution(unroll=unroll))
+    variables = random_variables(config)
+    images = np.random.default_rng(1).normal(size=(7, 3, 2, 1)).astype(np.float32)
+    result = rollout(system, variables, system.initial_state(images), train=True)
 
     layers = []
     for name in ("hidden_0", "hidden_1", "hidden_2", "hidden_3", "output"):
-        entry = unstack(system, variables.params)[name]
-        layers += entry if isinstance(entry, list) else [entry]
-    state = inputs.reshape(7, 6)
+        entry = variables.params[name]
+        rows = range(2) if name == "hidden_1" else [...]
+        layers += [jax.tree.map(lambda leaf, row=row: leaf[row], entry) for row in rows]
+    state = (images.reshape(7, 6) - 0.3) / 1.7
     for index, layer in enumerate(layers):
         state = state @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
         if index < len(layers) - 1:
@@ -47,8 +53,7 @@ def test_outputs_are_those_of_the_layers_in_turn(activation, unroll):
 
 
 def test_layers_of_equal_width_are_one_scanned_segment():
-    system = mlp_system(MLPConfig((6, 4, 4, 4, 5, 5, 3)))
-    lengths = [(segment.name, segment.length) for segment in system.segments]
+    lengths = [(segment.name, segment.length) for segment in CONFIG.system().segments]
     assert lengths == [
         ("hidden_0", None),
         ("hidden_1", 2),
@@ -57,14 +62,15 @@ def test_layers_of_equal_width_are_one_scanned_segment():
         ("output", None),
     ]
     # The last layer has no activation, so that it is never a part of a run.
-    lengths = [segment.length for segment in mlp_system(MLPConfig((3, 3, 3, 3))).segments]
-    assert lengths == [2, None]
-    assert [segment.name for segment in mlp_system(MLPConfig((3, 2))).segments] == ["output"]
+    even = MLPConfig((3, 3), image_shape=(1, 1, 3), classes=3)
+    assert [segment.length for segment in even.system().segments] == [2, None]
+    linear = MLPConfig((), image_shape=(1, 1, 3), classes=2)
+    assert [segment.name for segment in linear.system().segments] == ["output"]
 
 
 def test_initial_parameters():
-    config = MLPConfig((200, 100, 100, 100, 3))
-    params = init(config, jax.random.key(0)).params
+    config = MLPConfig((100, 100, 100), image_shape=(10, 10, 2), classes=3)
+    params = config.init(jax.random.key(0)).params
     assert jax.tree.map(np.shape, params) == {
         "hidden_0": {"kernel": (200, 100), "bias": (100,)},
         "hidden_1": {"kernel": (2, 100, 100), "bias": (2, 100)},
@@ -80,15 +86,17 @@ def test_initial_parameters():
 
 
 @pytest.mark.parametrize(
-    ("features", "activation", "message"),
+    ("fields", "message"),
     [
-        ((3,), "relu", "features is (3,), but must be at least two positive whole numbers"),
-        ((3, 0, 2), "relu", "features is (3, 0, 2), but must be"),
-        ((3, 2.5, 2), "relu", "features is (3, 2.5, 2), but must be"),
-        ((3, 2), "gelu", "activation is 'gelu', but must be one of relu, tanh, sigmoid."),
+        ({"hidden": (0, 2)}, "hidden is (0, 2), but must be whole numbers of at least 1."),
+        ({"hidden": (2.5, 2)}, "hidden is (2.5, 2), but must be whole numbers of at least 1."),
+        ({"hidden": (True,)}, "hidden is (True,), but must be whole numbers of at least 1."),
+        ({"hidden": 32}, "hidden is 32, but must be a tuple."),
+        ({"hidden": "32"}, "hidden is '32', but must be a tuple."),
+        ({"activation": "gelu"}, "activation is 'gelu', but must be one of relu, tanh, sigmoid."),
     ],
 )
-def test_impossible_architectures_are_refused(features, activation, message):
+def test_impossible_architectures_are_refused(fields, message):
     with pytest.raises(ValueError) as refusal:
-        MLPConfig(features, activation)
+        MLPConfig(**fields)
     assert message in str(refusal.value)

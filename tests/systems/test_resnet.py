@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.pruning import prune
-from ocresnet.systems import counts, resnet
+from ocresnet.systems import counts
 from ocresnet.systems.network import Network
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
-from ocresnet.systems.system import Variables
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Execution, Variables
 from tests.conftest import SMALL, apply, random_images, random_variables, to_float64
+from tests.quick import quick_jit
 from tests.systems import numpy_resnet
+from tests.systems.lemmas import subresnet, zero_branches
 
 MNIST = {"image_shape": (28, 28, 1), "filters": 32}
 DOUBLE = Execution(precision="float64")
 
 
 def millions(config: ResNetConfig) -> float:
-    shapes = jax.eval_shape(lambda: resnet.init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
     return counts.parameter_count(shapes.params) / 1e6
 
 
@@ -56,7 +57,7 @@ CASES = [
     (replace(SMALL["standard"], blocks=(3, 0, 0), stem_stride=2), "separate"),
     (BOTTLENECK, "separate"),
     (replace(SMALL["standard"], blocks=(2, 1, 0)), "shared"),
-    (replace(BOTTLENECK, blocks=(1, 0, 2), bare_stages=(0, 1)), "shared"),
+    (replace(BOTTLENECK, blocks=(1, 0, 2), bare_levels=(0, 1)), "shared"),
     (replace(BOTTLENECK, blocks=(0, 0, 0), stem="convolution", stem_stride=2), "shared"),
 ]
 
@@ -95,7 +96,7 @@ def test_gradients_are_finite_differences_of_the_independent_implementation(conf
             )
             return jnp.sum(weights * jnp.tanh(logits))
 
-        gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(variables.params))
+        gradient = jax.tree.map(np.asarray, quick_jit(jax.grad(objective))(variables.params))
         params, stats = jax.tree.map(np.asarray, tuple(variables))
 
     def oracle(params):
@@ -128,7 +129,7 @@ def test_scanned_and_unrolled_are_equal(name, precision, tolerance):
     """Logits, batch statistics and gradients, relative to their largest entry."""
     config = replace(SMALL[name], exits="separate")
     with jax.enable_x64(precision == "float64"):
-        variables = resnet.init(config, jax.random.key(0))
+        variables = config.init(jax.random.key(0))
         if precision == "float64":
             variables = to_float64(variables)
         images = random_images(config).astype(precision)
@@ -146,7 +147,7 @@ def test_scanned_and_unrolled_are_equal(name, precision, tolerance):
                 )
                 return jnp.mean(jnp.square(logits)), (logits, stats)
 
-            return jax.jit(jax.grad(mean_logit, has_aux=True))(variables.params)
+            return quick_jit(jax.grad(mean_logit, has_aux=True))(variables.params)
 
         scanned, unrolled = jax.tree.map(np.asarray, (run(False), run(True)))
     for got, wanted in zip(jax.tree.leaves(scanned), jax.tree.leaves(unrolled), strict=True):
@@ -172,7 +173,7 @@ def test_remat_changes_no_gradient(remat):
             )
             return jnp.mean(logits**2)
 
-        return jax.jit(jax.grad(objective))(variables.params)
+        return quick_jit(jax.grad(objective))(variables.params)
 
     for got, wanted in zip(
         jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none")), strict=True
@@ -181,36 +182,19 @@ def test_remat_changes_no_gradient(remat):
         np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=2e-5)
 
 
-def zero_residuals(config: ResNetConfig, params, first: int):
-    """The parameters with w_F,k = 0 for k >= first."""
-    params, block = dict(params), 0
-    for segment in resnet.block_segments(config):
-        keep = np.arange(block, block + segment.length) < first
-
-        def zero(leaf, keep=keep, segment=segment):
-            mask = keep[0] if segment.transition else keep.reshape(-1, *[1] * (leaf.ndim - 1))
-            return leaf * mask
-
-        entry = dict(params[segment.name])
-        entry["residual"] = jax.tree.map(zero, entry["residual"])
-        params[segment.name] = entry
-        block += segment.length
-    return params
-
-
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("blocks_before", [0, 1, 2, 3])
 def test_lemma_1_zero_residual_branches_leave_every_later_output_equal(name, blocks_before):
     """Exactly: with one set of statistics for all heads, the outputs from M on are equal."""
     config = SMALL[name]
     variables = random_variables(config)
-    params = zero_residuals(config, variables.params, blocks_before)
+    removed = range(blocks_before, config.depth)
+    params = zero_branches(config, variables.params, removed)
     stats = dict(variables.batch_stats)
-    head = stats["output_block"]["norm"]
-    for segment in resnet.block_segments(config):
-        shape = () if segment.transition else (segment.length,)
+    for segment in config.system().blocks:
+        shape = (segment.length,) if segment.stacked else ()
         exit_stats = jax.tree.map(
-            lambda leaf, s=shape: jnp.broadcast_to(leaf, s + leaf.shape), head
+            lambda leaf, s=shape: jnp.broadcast_to(leaf, s + leaf.shape), stats["output_block"]
         )
         stats[segment.name] = {**stats[segment.name], "exit": exit_stats}
     logits, _ = apply(config, Variables(params, stats), random_images(config))
@@ -224,7 +208,7 @@ def test_lemma_1_zero_residual_branches_leave_every_later_output_equal(name, blo
 def test_lemma_1_holds_in_training_mode_too(name):
     config = SMALL[name]
     variables = random_variables(config)
-    params = zero_residuals(config, variables.params, 2)
+    params = zero_branches(config, variables.params, range(2, config.depth))
     images = random_images(config)
     logits, _ = apply(config, Variables(params, variables.batch_stats), images, train=True)
     # Each head takes its own moments of the same state; XLA may sum them in another order.
@@ -241,14 +225,14 @@ def test_lemma_2_a_subresnet_computes_the_intermediate_output(name, exits):
     images = random_images(config)
     outputs, _ = apply(config, network.variables, images)
     for blocks in range(config.depth + 1):
-        cut = prune(network, blocks)
-        logits, _ = apply(cut.config, cut.variables, images)
+        cut = subresnet(network, blocks)
+        logits, _ = apply(cut.architecture, cut.variables, images)
         np.testing.assert_allclose(logits[-1], outputs[blocks], rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
     config = SMALL["standard"]
-    variables = resnet.init(config, jax.random.key(0))
+    variables = config.init(jax.random.key(0))
     images = random_images(config)
     execution = Execution(precision="bfloat16")
     logits, stats = apply(config, variables, images, train=True, execution=execution)
@@ -261,7 +245,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
 
 def test_running_statistics_move_by_the_momentum():
     config = SMALL["homogeneous"]
-    variables = resnet.init(config, jax.random.key(0))
+    variables = config.init(jax.random.key(0))
     images = random_images(config)
     _, stats = apply(config, variables, images, train=True, momentum=0.75)
     stem = numpy_resnet.convolve(
@@ -278,25 +262,25 @@ def test_subresnet_keeps_the_later_projections_in_its_head():
     config = ResNetConfig.standard(54).subresnet(20)
     assert config.blocks == (18, 2, 0)
     assert config.filters == (16, 32, 64)
-    assert config.state_stage == 1
+    assert config.state_level == 1
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"blocks": (3,), "filters": (4, 8)}, "same number of stages"),
+        ({"blocks": (3,), "filters": (4, 8)}, "same number of levels"),
         ({"blocks": (-1,), "filters": (4,)}, "blocks is .* at least 0"),
         ({"blocks": (3.5,), "filters": (4,)}, "whole numbers"),
         ({"blocks": (1,), "filters": (4,), "image_shape": ()}, "image_shape is"),
         ({"blocks": (1,), "filters": (4,), "pixel_deviation": (float("nan"),)}, "positive"),
-        ({"blocks": (2, 0, 1), "filters": (4, 4, 4)}, "only the last stages"),
+        ({"blocks": (2, 0, 1), "filters": (4, 4, 4)}, "only the last levels"),
         ({"blocks": (1,), "filters": (0,)}, "filters is"),
         ({"blocks": (1,), "filters": (4,), "classes": 1}, "classes is 1"),
         ({"blocks": (1,), "filters": (4,), "exits": "all"}, "none, shared, separate"),
         ({"blocks": (1,), "filters": (4,), "block": "wide"}, "basic, bottleneck"),
         ({"blocks": (1,), "filters": (4,), "stem": "patches"}, "convolution, imagenet"),
         ({"blocks": (1,), "filters": (4,), "stem": "imagenet", "stem_stride": 2}, "leave it at 1"),
-        ({"blocks": (0, 1), "filters": (4, 4), "block": "bottleneck"}, "only the last stages"),
+        ({"blocks": (0, 1), "filters": (4, 4), "block": "bottleneck"}, "only the last levels"),
         ({"blocks": (1,), "filters": (4,), "stem_stride": 0}, "stem_stride is 0"),
         ({"blocks": (1,), "filters": (4,), "image_shape": (8, 8)}, "height, width, channels"),
         ({"blocks": (1,), "filters": (4,), "pixel_mean": (0.0, 0.0)}, "each of the 3 channels"),
@@ -313,14 +297,14 @@ def test_more_blocks_than_there_are_cannot_be_kept():
         ResNetConfig.homogeneous(12).subresnet(13)
 
 
-def test_uneven_stages_are_refused():
-    with pytest.raises(ValueError, match="divisible by the 3 stages"):
+def test_uneven_levels_are_refused():
+    with pytest.raises(ValueError, match="divisible by the 3 levels"):
         ResNetConfig.standard(blocks=10)
 
 
 def test_images_of_another_shape_are_refused():
     config = SMALL["homogeneous"]
-    variables = resnet.init(config, jax.random.key(0))
+    variables = config.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"this network needs \[batch, 8, 8, 2\]"):
         apply(config, variables, np.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match="float64 needs jax_enable_x64"):

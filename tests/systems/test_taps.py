@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ocresnet.systems import layers
-from ocresnet.systems.system import Segment, System, Variables, rollout
+from ocresnet.systems.system import Execution, Segment, System, Variables, rollout
 from ocresnet.systems.taps import Tap, merge
+from tests.quick import quick_jit
 
 BATCH = 3
 
@@ -93,7 +94,7 @@ def test_convolution(rng, bias, stride):
     delta = rng.normal(size=(BATCH, *size, 4))
 
     def cost(params):
-        return jnp.sum(delta * layers.convolution(params["layer"], x, stride))
+        return jnp.sum(delta * layers.Convolution(stride=stride)(params["layer"], x))
 
     plain, tapped, record = recorded(cost, params, {"layer": tap(18 + bias, 4)})
     assert plain == tapped
@@ -143,12 +144,13 @@ def test_rules_read_the_arrays_of_their_tap(rng):
 # x_{k+1} = tanh(x_k W_k + b_k); in "shared" every transition adds x_k C with the same C.
 
 
-def own_layer(shared, params, stats, x, train):
-    return jnp.tanh(layers.dense(params["layer"], x)), {}
+def own_layer(stage, x):
+    return jnp.tanh(layers.dense(stage.params["layer"], x)), {}
 
 
-def own_and_shared_layer(shared, params, stats, x, train):
-    return jnp.tanh(layers.dense(params["layer"], x) + layers.dense(shared["mix"], x)), {}
+def own_and_shared_layer(stage, x):
+    mixed = layers.dense(stage.shared["mix"], x)
+    return jnp.tanh(layers.dense(stage.params["layer"], x) + mixed), {}
 
 
 @pytest.mark.parametrize("remat", ["none", "convolutions", "everything"])
@@ -157,7 +159,8 @@ def own_and_shared_layer(shared, params, stats, x, train):
 def test_in_a_system(rng, shared, unroll, remat):
     transition = own_and_shared_layer if shared else own_layer
     segments = (Segment("first", transition), Segment("run", transition, length=3))
-    system = System(segments, ("mix",) if shared else ())
+    execution = Execution(unroll=unroll, remat=remat)
+    system = System(segments, ("mix",) if shared else (), execution=execution)
     params = {
         "first": {"layer": {"kernel": rng.normal(size=(4, 4)), "bias": rng.normal(size=4)}},
         "run": {"layer": {"kernel": rng.normal(size=(3, 4, 4)), "bias": rng.normal(size=(3, 4))}},
@@ -169,13 +172,13 @@ def test_in_a_system(rng, shared, unroll, remat):
 
     def cost(params):
         variables = Variables(params, {})
-        result = rollout(system, variables, x, train=True, unroll=unroll, remat=remat)
+        result = rollout(system, variables, x, train=True)
         return jnp.sum((result.state - target) ** 2)
 
     taps = {"first/layer": tap(5, 4), "run/layer": tap(5, 4, 3)}
     if shared:
         taps["mix"] = tap(4, 4)
-    plain, tapped, record = jax.jit(recorded, static_argnums=0)(cost, params, taps)
+    plain, tapped, record = quick_jit(recorded, static_argnums=0)(cost, params, taps)
     np.testing.assert_allclose(tapped, plain, rtol=1e-12)
 
     # The recursion and its derivative, written out.

@@ -1,0 +1,49 @@
+"""Small architectures of every family, of all the forms that their arrays can take."""
+
+from dataclasses import replace
+
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.families import FAMILIES
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
+from ocresnet.systems.resnet import ResNetConfig
+
+PIXELS = {"pixel_mean": (0.2,), "pixel_deviation": (1.5,)}
+LEVELS = ResNetConfig((2, 2), (3, 4), classes=3, image_shape=(8, 6, 2), **PIXELS)
+
+RESIDUAL: dict[str, ResidualArchitecture] = {
+    "levels": LEVELS,
+    "levels, separate": replace(LEVELS, exits="separate"),
+    "levels, none": replace(LEVELS, exits="none"),
+    "bare skips, separate": ResNetConfig(
+        (1, 0, 2, 0),
+        (2, 3, 4, 3),
+        classes=3,
+        image_shape=(8, 8, 1),
+        bare_levels=(1, 2),
+        exits="separate",
+    ),
+    "bottlenecks": ResNetConfig(
+        (2, 1), (2, 2), classes=2, image_shape=(9, 8, 2), block="bottleneck", stem="imagenet"
+    ),
+    "residual_mlp": ResidualMLPConfig(
+        blocks=4, width=5, hidden=3, classes=3, image_shape=(2, 2, 2), **PIXELS
+    ),
+    "residual_mlp, separate": ResidualMLPConfig(
+        blocks=3, width=4, classes=3, image_shape=(2, 2, 1), exits="separate"
+    ),
+    "residual_mlp, none": ResidualMLPConfig(
+        blocks=3, width=4, classes=3, image_shape=(2, 2, 1), exits="none"
+    ),
+}
+
+EVERY: dict[str, Architecture] = {
+    **RESIDUAL,
+    "no blocks": ResidualMLPConfig(blocks=0, width=4, classes=3, image_shape=(2, 2, 1)),
+    "mlp": MLPConfig((4, 4, 4, 3), classes=3, image_shape=(2, 1, 2), **PIXELS),
+    "linear": MLPConfig((), classes=2, image_shape=(1, 1, 3)),
+    "cnn": CNNConfig((3, 3, 3, 4), (2, 1, 1, 2), (5,), classes=3, image_shape=(7, 6, 2), **PIXELS),
+}
+
+assert {type(architecture) for architecture in EVERY.values()} == set(FAMILIES.values())
