@@ -190,12 +190,12 @@ def _finish(loop: TrainingLoop, trained: Network, folder: Path | None) -> Run:
         trained = calibrate_exits(trained, images, execution=loop.config.execution)
     trajectories = loop.evaluate(trained, loop.data.parts)
     if folder is not None and jax.process_index() == 0:
-        digest = records.digest_of_rows(loop.metrics)
-        measured: dict[str, Any] = {**trajectories, "metrics": digest}
+        measured: dict[str, Any] = dict(trajectories)
         if residual:
             measured["parameter_norms"] = parameter_norms(loop.architecture, trained.params)
         networks.save(trained, folder / records.NETWORK)
-        records.write_json(folder / records.TRAJECTORY, files.sealed(records.plain(measured)))
+        records.seal_metrics(folder, loop.metrics)
+        files.write_json(folder / records.TRAJECTORY, files.sealed(records.plain(measured)))
     return Run(trained, loop.metrics, trajectories, interrupted=False)
 
 

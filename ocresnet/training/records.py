@@ -3,6 +3,7 @@
 config.json      what determines the numbers; a resumed run must have the same
 run.json         command, versions, devices, start of every session: for the reader
 metrics.jsonl    one JSON object an epoch
+metrics.sha256   of a finished run, the digest of metrics.jsonl
 trajectory.json  the finished network over its depth
 """
 
@@ -24,6 +25,7 @@ from ocresnet import files
 from ocresnet.files import digest, replace_file, sealed
 
 CONFIG, RUN, METRICS, TRAJECTORY = "config.json", "run.json", "metrics.jsonl", "trajectory.json"
+METRICS_SEAL = "metrics.sha256"
 
 NETWORK = "network"
 """Folder of the finished network in a run's workdir."""
@@ -148,7 +150,7 @@ def rows_of_epochs(
     if [row["epoch"] for row in rows] != list(range(1, epochs_done + 1)):
         wrong = "lacks epochs that the checkpoints beside it have"
     elif digest_of_rows(rows) != wanted:
-        wrong = "is damaged: it is not what the checkpoints beside it were saved with"
+        wrong = "is damaged: its content does not fit its checksum"
     else:
         return rows
     raise ValueError(f"{path} {wrong}: restore the file, or start in another workdir.")
@@ -157,6 +159,22 @@ def rows_of_epochs(
 def digest_of_rows(rows: Sequence[dict[str, Any]]) -> str:
     """A digest of metrics, to know them again."""
     return digest(_lines(rows).encode())
+
+
+def seal_metrics(workdir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the digest of a finished run's metrics beside them."""
+    replace_file(workdir / METRICS_SEAL, digest_of_rows(rows).encode())
+
+
+def sealed_metrics(workdir: Path, epochs: int) -> list[dict[str, Any]]:
+    """The rows of a finished run.
+
+    Raises:
+      ValueError: if one of them is missing or is not as it was written.
+    """
+    path = workdir / METRICS_SEAL
+    wanted = path.read_bytes().decode(errors="replace") if path.is_file() else "missing"
+    return rows_of_epochs(workdir, epochs, wanted)
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -130,16 +130,16 @@ def finished_without_checkpoints(
             f"{workdir} holds a run of which {len(rows)} of {epochs} epochs are done, but its "
             "checkpoints are gone: restore them, or choose another workdir."
         )
+    rows = records.sealed_metrics(workdir, epochs)
     measured = records.read_json(trajectory_file)
     try:
-        records.rows_of_epochs(workdir, epochs, measured["metrics"])
         trajectories = {
             part: Trajectory(
                 *(np.asarray(measured[part][name], np.float64) for name in Trajectory._fields)
             )
             for part in description["data"]["samples"]
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{trajectory_file} is damaged: {error!r}.") from error
     return FinishedRun(networks.load(network), rows, trajectories)
 

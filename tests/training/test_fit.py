@@ -324,19 +324,22 @@ def test_a_finished_run_without_checkpoints_is_what_it_was(toy_data, tmp_path):
         run(toy_data, tmp_path, config=replace(config, seed=1))
     path = tmp_path / records.METRICS
     path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
-    with pytest.raises(ValueError, match="is damaged: it is not what the checkpoints"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: its content does not fit"):
         run(toy_data, tmp_path, config=config)
 
 
-@pytest.mark.parametrize("content", ["null", "[]", '{"train": 3}', "{", '{"metrics": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '{"train": 3}', "{", '{"train": {"losses": "x"}}']
+)
 def test_a_damaged_trajectory_is_one_sentence(toy_data, tmp_path, content):
     config = replace(CONFIG, epochs=1)
     (tmp_path / records.TRAJECTORY).write_text(content)
     (tmp_path / records.NETWORK).mkdir()
     description = run_config(network(toy_data), config, toy_data)
     records.check_config(tmp_path, records.plain(description))
-    (tmp_path / records.METRICS).write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match=r"(trajectory|metrics)\.json.? is damaged"):
+    records.MetricsFile(tmp_path, [{"epoch": 1}])
+    records.seal_metrics(tmp_path, [{"epoch": 1}])
+    with pytest.raises(ValueError, match=r"trajectory\.json is damaged: "):
         finished_without_checkpoints(tmp_path, records.plain(description), epochs=1)
 
 

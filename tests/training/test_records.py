@@ -49,7 +49,7 @@ def test_a_changed_number_is_noticed(tmp_path):
         file.append(row)
     path = tmp_path / records.METRICS
     path.write_text(path.read_text().replace("0.25", "0.35"))
-    with pytest.raises(ValueError, match="damaged: it is not what the checkpoints"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: its content does not fit"):
         records.rows_of_epochs(tmp_path, 2, records.digest_of_rows(rows))
 
 
