@@ -1,5 +1,6 @@
 """What the depth tools refuse, in one sentence: what was wrong and what is allowed."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from ocresnet.systems.architecture import ResidualArchitecture, residual
 from ocresnet.systems.network import Network
+from ocresnet.systems.pixel_range import pixel_range_warning
 
 Array = jax.Array
 
@@ -15,6 +17,20 @@ def check_network(network: Any) -> None:
     """Refuse what is no network, as where arguments were swapped."""
     if not isinstance(network, Network):
         raise ValueError(f"network is a {type(network).__name__}, but must be a Network.")
+
+
+def check_images(network: Any, images: Any) -> None:
+    """Refuse images that the network cannot take; warn of those in other units than in training.
+
+    To be called by what a user calls: the warning is about the line that called it.
+    """
+    check_network(network)
+    network.architecture.check_images(images)
+    warning = pixel_range_warning(
+        images, network.architecture.pixel_mean, network.architecture.pixel_deviation
+    )
+    if warning is not None:
+        warnings.warn(warning, stacklevel=3)
 
 
 def residual_architecture(network: Any, what: str) -> ResidualArchitecture:

@@ -17,6 +17,7 @@ import numpy as np
 from ocresnet.stage_cost.checks import (
     check_batch_size,
     check_exits,
+    check_images,
     check_network,
     check_share,
     residual_architecture,
@@ -91,7 +92,7 @@ def predict(
     if confidence is not None:
         check_share("confidence", confidence)
         check_exits(residual_architecture(network, "leaving early"), "leave at")
-    network.architecture.check_images(images)
+    check_images(network, images)
     if len(images) == 0:
         raise ValueError("there are no images to classify.")
     check_batch_size(batch_size)

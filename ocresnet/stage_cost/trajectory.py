@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.costs import PerSampleLoss, cross_entropy
-from ocresnet.stage_cost.checks import check_batch_size, check_network, checked_labels
+from ocresnet.stage_cost.checks import check_batch_size, check_images, checked_labels
 from ocresnet.systems import network as networks
 from ocresnet.systems.architecture import Architecture, residual
 from ocresnet.systems.blocks import blocks
@@ -80,8 +80,7 @@ def trajectory(
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
     """
-    check_network(network)
-    network.architecture.check_images(images)
+    check_images(network, images)
     labels = checked_labels(labels, len(images), network.architecture.classes)
 
     def sums(batch: np.ndarray, mask: np.ndarray) -> Trajectory:
@@ -112,8 +111,7 @@ def logits_over_depth(
     Raises:
       ValueError: if the images do not fit the network, or there are none.
     """
-    check_network(network)
-    network.architecture.check_images(images)
+    check_images(network, images)
     parts = []
     for batch, mask in batches(len(images), batch_size):
         logits = _logits(network.architecture, network.variables, images[batch], execution)

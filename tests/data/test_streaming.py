@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ocresnet.systems.resnet_config import ResNetConfig
 from PIL import Image
 
 from ocresnet.data import crops
@@ -13,7 +14,6 @@ from ocresnet.data.batches import Batching
 from ocresnet.data.sources import load_dataset, open_dataset
 from ocresnet.data.streaming import stream
 from ocresnet.stage_cost.trajectory import trajectory
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training import loop
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset

@@ -4,6 +4,7 @@ import re
 
 import jax
 import pytest
+from ocresnet.systems.resnet_config import ResNetConfig
 from programs import call
 
 from experiments import train
@@ -12,7 +13,6 @@ from experiments.common.command_line import parse as parse_flags
 from experiments.common.flag_kinds import FlagValues
 from experiments.common.flags import TrainingFlags, WantedRun
 from experiments.common.presets import PRESETS, describe
-from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.fit import fit as real_fit
 
 

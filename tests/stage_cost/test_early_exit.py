@@ -1,5 +1,6 @@
 """Early exits against choosing the exit from all logits afterwards."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import ocresnet.stage_cost.early_exit as early_exit
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
 from ocresnet.stage_cost.early_exit import predict
-from ocresnet.stage_cost.trajectory import logits_over_depth
+from ocresnet.stage_cost.trajectory import logits_over_depth, trajectory
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
 from ocresnet.systems.resnet import ResNetConfig
@@ -214,3 +215,18 @@ def test_wishes_that_cannot_be_granted_are_refused(calibration_data):
         calibrate_confidence(config, logits, labels, accuracy=0.5, budget=0.5)
     with pytest.raises(ValueError, match="logits of 2 outputs"):
         calibrate_confidence(config, logits[:2], labels, budget=0.5)
+
+
+def test_images_in_other_units_than_in_training_are_warned_of():
+    """Trained on 0 ... 255: images in [0, 1] would be answered confidently and wrongly."""
+    config = replace(SMALL["homogeneous"], pixel_mean=(85.0,), pixel_deviation=(60.0,))
+    network = random_network(config)
+    images = np.random.default_rng(0).integers(0, 256, (4, *config.image_shape)).astype(np.float32)
+    with pytest.warns(UserWarning, match="pixels go from .* units of the training images") as seen:
+        predict(network, images / 255)
+    assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match="pixels go from"):
+        trajectory(network, images / 255, np.zeros(4, int))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(network, images)

@@ -6,8 +6,8 @@ import pytest
 
 from ocresnet.data.augmentation import augment
 from ocresnet.data.dataset import Dataset
-from ocresnet.data.pixel_range import pixel_range_warning
 from ocresnet.data.sources import load_dataset
+from ocresnet.systems.pixel_range import pixel_range_warning
 
 
 def natural_images(samples: int = 64) -> np.ndarray:
