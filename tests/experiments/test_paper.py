@@ -1,7 +1,9 @@
 """The paper's plan, and one table and figure made from nothing at the smallest scale."""
 
 import json
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from programs import Outcome, call
@@ -60,8 +62,10 @@ def paper(*arguments: str) -> Outcome:
 
 
 @pytest.mark.slow
-def test_a_table_and_a_figure_by_one_command(tmp_path):
+def test_a_table_and_a_figure_by_one_command(tmp_path, monkeypatch):
     """Planning, training, measuring and writing; the second time nothing is trained."""
+    one_device = partial(paper_runs.fit, devices=jax.local_devices()[:1])
+    monkeypatch.setattr(paper_runs, "fit", one_device)
     arguments = (f"--workdir={tmp_path}", "--artefact=table3", "--artefact=figure5")
     code, output, errors = paper(*arguments)
     assert code == 0, errors
