@@ -1,6 +1,7 @@
 # make demo   train, prune and evaluate on the bundled digits (about a minute after set-up)
 # make test   format, lint, types and tests
-# Both set up .venv/ by themselves. PYTHON=python3.12 chooses another interpreter.
+# make test-slow   the tests that take long: killed and resumed processes, several hosts, installation
+# All set up .venv/ by themselves. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ RUN := $(VENV)/bin/python
 # One stamp for each interpreter: another PYTHON makes the environment anew.
 CREATED := $(VENV)/.created-$(subst /,_,$(PYTHON))
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/.demo
 	rm -rf runs/demo
@@ -18,7 +19,10 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(RUN) -m pytest -n 2 --dist loadscope
+	$(RUN) -m pytest -n 2 --dist loadscope -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(RUN) -m pytest -n 2 --dist loadscope -m slow
 
 $(CREATED):
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found: install Python 3.11 or newer, or name one with 'make PYTHON=...'."; exit 1; }
@@ -36,4 +40,4 @@ $(VENV)/.test: $(CREATED) pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo .pytest_cache
