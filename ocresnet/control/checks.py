@@ -1,5 +1,6 @@
 """What `ocnopt` refuses, in one sentence each."""
 
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
         if name not in params:
             raise ValueError(f"the system shares {name!r}, which the parameters do not have.")
     for name, segment in segments.items():
+        for player in segment.players:
+            if player not in params.get(name, {}):
+                raise ValueError(
+                    f"segment {name!r} has a player {player!r}, which its parameters do not have."
+                )
         for leaf in jax.tree.leaves(params.get(name, {})):
             if segment.stacked and leaf.shape[:1] != (segment.length,):
                 raise ValueError(
@@ -126,6 +132,8 @@ def check_nominal(problem: Problem, settings: Settings, nominal: Nominal) -> Non
 def _name(value: object) -> str:
     if isinstance(value, str):
         return repr(value)
-    if isinstance(value, type) or callable(value):
-        return f"the function {getattr(value, '__name__', 'itself')}, uncalled"
+    if isinstance(value, type):
+        return f"{value.__name__} itself"
+    if isinstance(value, FunctionType):
+        return f"the function {value.__name__}, uncalled"
     return f"a {type(value).__name__}"

@@ -272,9 +272,12 @@ def ocnopt(
       saves computing it again. Where the gradients are the very arrays of `nominal.gradient`, a
       column less is solved for. The inner state's `info` has the diagnostics.
 
-      Whatever gradients come in are what is minimised, also clipped ones; the terminal curvature
-      and the deviations are those of `batch`. What follows in a chain must be the step itself:
-      nothing that changes or delays it.
+      Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
+      micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
+      K-FAC's statistics are those of `batch`, the last of them. What follows ocnopt in a chain must
+      leave the step as it is: the policy cannot know of a clip or of `optax.apply_every` after it.
+      With `optax.inject_hyperparams`, `groups` and a mask or `value_update` that is a function are
+      `static_args`.
 
     Raises:
       ValueError: for impossible choices here; in `init` for parameters that do not fit the system;
