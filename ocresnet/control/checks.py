@@ -74,7 +74,7 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
                 )
 
 
-def check_batch(problem: Problem, batch: Any) -> int:
+def check_batch(batch: Any) -> int:
     """The number of samples of a batch; refuse what is none."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch is {_name(batch)}, but must be a pair: batch=(inputs, targets).")
@@ -85,7 +85,11 @@ def check_batch(problem: Problem, batch: Any) -> int:
 
 
 def check_call(
-    settings: Settings, params: PyTree | None, batch: object, batch_stats: PyTree
+    problem: Problem,
+    settings: Settings,
+    params: PyTree | None,
+    batch: object,
+    batch_stats: PyTree,
 ) -> None:
     """Refuse a call of `update` that lacks something, or has too much."""
     if batch is None or params is None:
@@ -94,7 +98,13 @@ def check_call(
             f"ocnopt needs {missing}: call update(gradients, state, params, batch=(inputs, "
             "targets))."
         )
-    if not jax.tree.leaves(batch_stats) or settings.inactive:
+    shared = problem.system.shared
+    if settings.feedback == "per_sample" and shared and not settings.inactive:
+        raise ValueError(
+            "feedback 'per_sample' needs a system without shared parameters, but this one shares "
+            f"{', '.join(shared)}: use feedback 'stacked' or 'joint'."
+        )
+    if settings.inactive or not jax.tree.leaves(batch_stats):
         return
     if settings.feedback == "per_sample":
         raise ValueError(

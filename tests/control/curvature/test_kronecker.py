@@ -14,8 +14,8 @@ from ocresnet.control.optimizer import scale_by_curvature
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
+from tests.control.curvature.explicit import NETWORKS, factors, reads
 from tests.control.dense import quick_jit
-from tests.control.explicit import NETWORKS, factors, reads
 from tests.control.networks import mlp_problem, random_batch, random_params
 
 DAMPING, DECAY, BATCH = 0.1, 0.8, 4
