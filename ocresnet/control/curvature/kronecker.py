@@ -33,6 +33,7 @@ from ocresnet.control.curvature.protocol import (
     Metric,
     Statistics,
     average,
+    finite_or,
     flatten,
     moments_like,
     unflatten,
@@ -118,10 +119,10 @@ class Kronecker:
             for path, layer in layers.items():
                 rotated = rotate(layer, layer_matrix(flat, path, layer))
                 moments = average(layer.moments, batch_size * jnp.square(rotated), self.decay)
-                layers[path] = layer._replace(moments=moments)
+                layers[path] = finite_or(layer, layer._replace(moments=moments))
         decay = jnp.minimum(self.decay, 1 - 1 / (count + 1))
         others = {
-            path: average(entry, batch_size * jnp.square(flat[path]), decay)
+            path: finite_or(entry, average(entry, batch_size * jnp.square(flat[path]), decay))
             for path, entry in entries.items()
             if path not in layers
         }
@@ -163,7 +164,7 @@ class Kronecker:
             if per_example:
                 moments = average(layer.moments, record["moments"] / batch_size, decay)
                 new = new._replace(moments=moments)
-            refreshed[path] = _keep_if_not_finite(layer, new)
+            refreshed[path] = finite_or(layer, new)
         return refreshed
 
     def _refresh_bases(self, layers: dict[str, Layer]) -> dict[str, Layer]:
@@ -181,7 +182,7 @@ class Kronecker:
             new = layer._replace(
                 input_basis=input_basis, output_basis=output_basis, moments=moments
             )
-            refreshed[path] = _keep_if_not_finite(layer, new)
+            refreshed[path] = finite_or(layer, new)
         return refreshed
 
 
@@ -308,8 +309,3 @@ def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:
         nothing = 0.0 * jnp.nan_to_num(jnp.sum(values))
         decompositions.append((values, vectors))
     return decompositions
-
-
-def _keep_if_not_finite(old: Layer, new: Layer) -> Layer:
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in new]))
-    return jax.tree.map(lambda old, new: jnp.where(finite, new, old), old, new)
