@@ -300,12 +300,29 @@ def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:
     """Eigenvalues and eigenvectors of symmetric matrices, one call after the other.
 
     On CPU a batched decomposition waits inside a worker thread for others of the same pool: as many
-    of them at once as there are threads wait for ever. So each is made to depend on the last one.
+    of them at once as there are threads wait for ever. So each is made to depend on the last one,
+    and a stack is taken apart, since several devices share the pool.
     """
     decompositions = []
     nothing = jnp.zeros(())
     for matrix in matrices:
-        values, vectors = jnp.linalg.eigh(matrix + nothing.astype(matrix.dtype))
+        values, vectors = _decompose(matrix + nothing.astype(matrix.dtype))
         nothing = 0.0 * jnp.nan_to_num(jnp.sum(values))
         decompositions.append((values, vectors))
     return decompositions
+
+
+def _decompose(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, or of a stack of them."""
+
+    def one_by_one(stack: Array) -> tuple[Array, Array]:
+        values, vectors = lax.map(jnp.linalg.eigh, stack)
+        return values, vectors
+
+    def at_once(stack: Array) -> tuple[Array, Array]:
+        values, vectors = jnp.linalg.eigh(stack)
+        return values, vectors
+
+    if matrix.ndim == 2:
+        return at_once(matrix)
+    return lax.platform_dependent(matrix, cpu=one_by_one, default=at_once)
