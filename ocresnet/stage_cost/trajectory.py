@@ -197,7 +197,19 @@ def trajectory_sums(
     train: bool,
     execution: Execution,
 ) -> Trajectory:
-    """Sums over the samples that `mask` marks."""
+    """The sums of which a trajectory has the means, over the samples of a batch that `mask` marks.
+
+    Args:
+      architecture: of the network.
+      variables: its parameters and batch statistics.
+      images, labels: of the batch, [batch, height, width, channels] and [batch].
+      mask: booleans, [batch].
+      train: normalise with the statistics of the batch.
+      own_output, loss, execution: as of `trajectory`.
+
+    Returns:
+      Sums in place of the means, float32.
+    """
     logits = networks.apply(
         architecture, variables, images, own_output=own_output, train=train, execution=execution
     )[0]
