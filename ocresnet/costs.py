@@ -74,6 +74,11 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
 @cache
 def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
     def value(logits: Array, labels: Array) -> Array:
+        if jnp.shape(labels) == jnp.shape(logits):
+            raise ValueError(
+                f"the labels have shape {jnp.shape(labels)} like the logits, but must be whole "
+                "numbers, one for each sample: one-hot rows are jnp.argmax(rows, axis=-1)."
+            )
         targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, label_smoothing)
         if loss == "l2":

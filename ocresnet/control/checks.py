@@ -1,5 +1,6 @@
 """What `ocnopt` refuses, in one sentence each."""
 
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
         if name not in params:
             raise ValueError(f"the system shares {name!r}, which the parameters do not have.")
     for name, segment in segments.items():
+        for player in segment.players:
+            if player not in params.get(name, {}):
+                raise ValueError(
+                    f"segment {name!r} has a player {player!r}, which its parameters do not have."
+                )
         for leaf in jax.tree.leaves(params.get(name, {})):
             if segment.stacked and leaf.shape[:1] != (segment.length,):
                 raise ValueError(
@@ -68,7 +74,7 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
                 )
 
 
-def check_batch(problem: Problem, batch: Any) -> int:
+def check_batch(batch: Any) -> int:
     """The number of samples of a batch; refuse what is none."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch is {_name(batch)}, but must be a pair: batch=(inputs, targets).")
@@ -79,7 +85,11 @@ def check_batch(problem: Problem, batch: Any) -> int:
 
 
 def check_call(
-    settings: Settings, params: PyTree | None, batch: object, batch_stats: PyTree
+    problem: Problem,
+    settings: Settings,
+    params: PyTree | None,
+    batch: object,
+    batch_stats: PyTree,
 ) -> None:
     """Refuse a call of `update` that lacks something, or has too much."""
     if batch is None or params is None:
@@ -88,7 +98,13 @@ def check_call(
             f"ocnopt needs {missing}: call update(gradients, state, params, batch=(inputs, "
             "targets))."
         )
-    if not jax.tree.leaves(batch_stats) or settings.inactive:
+    shared = problem.system.shared
+    if settings.feedback == "per_sample" and shared and not settings.inactive:
+        raise ValueError(
+            "feedback 'per_sample' needs a system without shared parameters, but this one shares "
+            f"{', '.join(shared)}: use feedback 'stacked' or 'joint'."
+        )
+    if settings.inactive or not jax.tree.leaves(batch_stats):
         return
     if settings.feedback == "per_sample":
         raise ValueError(
@@ -126,6 +142,8 @@ def check_nominal(problem: Problem, settings: Settings, nominal: Nominal) -> Non
 def _name(value: object) -> str:
     if isinstance(value, str):
         return repr(value)
-    if isinstance(value, type) or callable(value):
-        return f"the function {getattr(value, '__name__', 'itself')}, uncalled"
+    if isinstance(value, type):
+        return f"{value.__name__} itself"
+    if isinstance(value, FunctionType):
+        return f"the function {value.__name__}, uncalled"
     return f"a {type(value).__name__}"

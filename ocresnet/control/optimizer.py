@@ -27,7 +27,8 @@ from ocresnet.control.checks import (
     check_problem,
 )
 from ocresnet.control.curvature import identity
-from ocresnet.control.curvature.protocol import Curvature, CurvatureState
+from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
+from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
 from ocresnet.control.settings import Feedback, Info, RolloutKind, Settings, Step, ValueUpdate
 from ocresnet.control.value import Decision
@@ -51,44 +52,6 @@ class OCNOptState(NamedTuple):
     curvature: CurvatureState
     drift: optax.OptState
     info: Info
-
-
-class Drift(NamedTuple):
-    """Momentum and decoupled weight decay, as optax has them: what changes besides the policy."""
-
-    parts: tuple[optax.GradientTransformation, ...]
-
-    @classmethod
-    def of(cls, momentum: float | Array | None, weight_decay: float | Array, mask: Any) -> "Drift":
-        """Those that are not zero for certain."""
-        parts = []
-        if momentum is not None and not (isinstance(momentum, int | float) and momentum == 0):
-            parts.append(optax.trace(momentum))
-        if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-            parts.append(optax.add_decayed_weights(weight_decay, mask))
-        return cls(tuple(parts))
-
-    def init(self, params: PyTree) -> optax.OptState:
-        return tuple(part.init(params) for part in self.parts)
-
-    def update(
-        self, directions: PyTree, state: optax.OptState, params: PyTree
-    ) -> tuple[PyTree, optax.OptState]:
-        """directions + mu m + lambda theta, and the new accumulators."""
-        states = []
-        for part, own in zip(self.parts, state, strict=True):
-            directions, own = part.update(directions, own, params)
-            states.append(own)
-        return directions, tuple(states)
-
-    def predict(
-        self, state: optax.OptState, params: PyTree, learning_rate: float | Array
-    ) -> PyTree | None:
-        """s = -eta (mu m + lambda theta); None where there is neither."""
-        if not self.parts:
-            return None
-        directions, _ = self.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        return jax.tree.map(lambda d: -learning_rate * d, dict(directions))
 
 
 def scale_by_ocnopt(
@@ -154,24 +117,13 @@ def scale_by_ocnopt(
     ) -> tuple[PyTree, OCNOptState]:
         del extra_args
         batch_stats = {} if batch_stats is None else batch_stats
-        samples = check_batch(problem, batch) if batch is not None else 1
+        samples = check_batch(batch) if batch is not None else 1
         if needs_batch:
-            check_call(settings, params, batch, batch_stats)
+            check_call(problem, settings, params, batch, batch_stats)
         if axis_name is not None:
             samples *= lax.axis_size(axis_name)
 
-        def statistics(recording: PyTree) -> PyTree:
-            assert batch is not None
-
-            def total_cost(recording: PyTree) -> Array:
-                tapped = taps.merge(params, recording)
-                return len(jax.tree.leaves(batch[1])[0]) * objective(
-                    problem, tapped, batch_stats, *batch
-                )
-
-            recorded = jax.grad(total_cost)(recording)
-            return recorded if axis_name is None else lax.psum(recorded, axis_name)
-
+        statistics = _statistics(problem, params, batch_stats, batch, axis_name)
         curvature_state = curvature.update(state.curvature, gradients, samples, statistics)
         if settings.inactive:
             directions, info = curvature.solve(curvature_state.entries, gradients), state.info
@@ -272,9 +224,12 @@ def ocnopt(
       saves computing it again. Where the gradients are the very arrays of `nominal.gradient`, a
       column less is solved for. The inner state's `info` has the diagnostics.
 
-      Whatever gradients come in are what is minimised, also clipped ones; the terminal curvature
-      and the deviations are those of `batch`. What follows in a chain must be the step itself:
-      nothing that changes or delays it.
+      Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
+      micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
+      K-FAC's statistics are those of `batch`, the last of them. What follows ocnopt in a chain must
+      leave the step as it is: the policy cannot know of a clip or of `optax.apply_every` after it.
+      With `optax.inject_hyperparams`, `groups` and a mask or `value_update` that is a function are
+      `static_args`.
 
     Raises:
       ValueError: for impossible choices here; in `init` for parameters that do not fit the system;
@@ -323,6 +278,29 @@ def scale_by_curvature(
       A transformation; with K-FAC and EKFAC its `update` needs `batch=(inputs, targets)`.
     """
     return scale_by_ocnopt(system, 1.0, curvature=curvature, feedback="none", axis_name=axis_name)
+
+
+def _statistics(
+    problem: Problem,
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: tuple[PyTree, PyTree] | None,
+    axis_name: str | None,
+) -> Statistics:
+    """What a backward pass of the sum of all samples' costs records in taps."""
+
+    def statistics(recording: PyTree) -> PyTree:
+        assert batch is not None
+        samples = len(jax.tree.leaves(batch[1])[0])
+
+        def total_cost(recording: PyTree) -> Array:
+            tapped = taps.merge(params, recording)
+            return samples * objective(problem, tapped, batch_stats, *batch)
+
+        recorded = jax.grad(total_cost)(recording)
+        return recorded if axis_name is None else lax.psum(recorded, axis_name)
+
+    return statistics
 
 
 def _linearized(step: Step, nominal: Nominal | None) -> Nominal | None:

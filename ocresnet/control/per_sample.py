@@ -64,17 +64,9 @@ def make_columns(step: Step, nominal: Nominal | None) -> SampleColumns:
       step: what the update is made from; the system has neither shared parameters nor batch
         statistics.
       nominal: of the batch, with its trajectory.
-
-    Raises:
-      ValueError: if the system has shared parameters.
     """
     assert nominal is not None
     system = step.problem.system
-    if system.shared:
-        raise ValueError(
-            "feedback 'per_sample' needs a system without shared parameters, but this one shares "
-            f"{', '.join(system.shared)}: use feedback 'stacked' or 'joint'."
-        )
     scale, rest = _taken_apart(step, nominal)
     drift = step.drift
     if rest is not None:
@@ -188,6 +180,8 @@ def _roll_out_stage(
 
 def _by_player(segment: Segment, directions: list[PyTree]) -> PyTree:
     """Every player's own part of the directions that were made with its weights."""
+    if not segment.players:
+        return directions[0]
     return {name: directions[stages.player_of(segment, name)][name] for name in directions[0]}
 
 

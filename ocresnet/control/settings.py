@@ -52,6 +52,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, but must be a number, at least 0.")
+        if isinstance(self.groups, jax.Array):
+            raise ValueError(
+                "groups is an array, but must be a whole number: with optax.inject_hyperparams "
+                "name it in static_args=('groups',)."
+            )
         if not isinstance(self.groups, int) or self.groups < 1:
             raise ValueError(f"groups is {self.groups!r}, but must be a whole number, at least 1.")
         if self.groups > 1 and self.feedback != "joint":

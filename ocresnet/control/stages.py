@@ -87,7 +87,7 @@ def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
         parts.append(gram_matrix(system, None, *shared)[None])
     dtype, counts = _dtype(left), (_count(left), _count(right))
     for segment in system.segments:
-        if segment.name not in left:
+        if not jax.tree.leaves(left.get(segment.name)):
             parts.append(jnp.zeros((segment.stages, players(system), *counts), dtype))
             continue
         of_stage = partial(gram_matrix, system, segment)
@@ -114,10 +114,12 @@ def gram_matrix(system: System, segment: Segment | None, left: PyTree, right: Py
         x, y = (leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in (x, y))
         return jnp.sum(x * y).reshape(1, 1) if counts == (1, 1) else x @ y.T
 
-    for name, own in left.items():
-        pairs = zip(jax.tree.leaves(own), jax.tree.leaves(right[name]), strict=True)
+    for (player, own), (_, other) in zip(
+        _by_player(segment, left), _by_player(segment, right), strict=True
+    ):
+        pairs = zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True)
         total = sum((products(x, y) for x, y in pairs), jnp.zeros(counts, dtype))
-        result = result.at[player_of(segment, name)].add(total)
+        result = result.at[player].add(total)
     return result
 
 
@@ -165,6 +167,13 @@ def player_of(segment: Segment | None, name: str) -> int:
     if segment is None or name not in segment.players:
         return 0
     return 1 + segment.players.index(name)
+
+
+def _by_player(segment: Segment | None, tree: PyTree) -> list[tuple[int, PyTree]]:
+    """A segment's part of a tree: what is whose."""
+    if segment is None or not segment.players:
+        return [(0, tree)]
+    return [(player_of(segment, name), tree[name]) for name in sorted(tree)]
 
 
 def _count(tree: PyTree) -> int:

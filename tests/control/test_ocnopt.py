@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from ocresnet.control.curvature import diagonal, ekfac, identity
+from ocresnet.control.curvature.kronecker import Kronecker
 from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import OCNOptState, ocnopt, scale_by_ocnopt
 from ocresnet.problem import Problem, objective
@@ -155,6 +156,14 @@ def test_activations_in_half_precision(form, stage_cost):
 # Wrong calls
 
 
+def with_player(name: str) -> Problem:
+    segments = tuple(
+        replace(segment, players=(name,)) if segment.name == "run" else segment
+        for segment in PROBLEM.system.segments
+    )
+    return Problem(replace(PROBLEM.system, segments=segments), stage_cost=0.6)
+
+
 def call(problem: Problem = PROBLEM, batch_size: int = 4, update: Any = None, **choices: Any):
     """Build, init and update with tiny variables; `update` replaces arguments of the last."""
     optimizer = ocnopt(problem, **{"learning_rate": ETA, **choices})
@@ -164,7 +173,25 @@ def call(problem: Problem = PROBLEM, batch_size: int = 4, update: Any = None, **
     optimizer.update(params, state, **given)
 
 
+ONE_HOT = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
 WRONG = {
+    "curvature is 'ekfac', but must be what identity(), diagonal(), kfac() or ekfac()": {
+        "curvature": "ekfac"
+    },
+    "curvature is the function ekfac, uncalled, but must be what": {"curvature": ekfac},
+    "curvature is Kronecker itself, but must be what": {"curvature": Kronecker},
+    "batch is a dict, but must be a pair: batch=(inputs, targets)": {
+        "update": {"batch": {"images": np.zeros((4, 4)), "labels": np.zeros(4, int)}}
+    },
+    "batch must be inputs and targets of the same number of samples": {
+        "update": {"batch": (np.zeros((4, 4)), np.zeros(3, int))}
+    },
+    "the labels have shape (4, 3) like the logits, but must be whole numbers": {
+        "update": {"batch": (np.zeros((4, 4)), ONE_HOT)}
+    },
+    "segment 'run' has a player 'branch', which its parameters do not have": {
+        "problem": with_player("branch")
+    },
     "learning_rate is 0, but must be a positive number": {"learning_rate": 0},
     "learning_rate is -1.0, but must be a positive number": {"learning_rate": -1.0},
     "momentum is 1, but must be in [0, 1), or None": {"momentum": 1},
@@ -203,6 +230,11 @@ def test_what_is_impossible_is_refused(message):
         call(**WRONG[message])
     assert message in str(error.value)
     assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
+
+
+def test_what_is_no_system_is_refused():
+    with pytest.raises(ValueError, match=r"ocnopt needs a System or a Problem, but was given a .*"):
+        ocnopt(random_params(PROBLEM), ETA)
 
 
 def test_missing_parameters_are_refused():

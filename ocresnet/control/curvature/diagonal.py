@@ -11,6 +11,7 @@ from ocresnet.control.curvature.protocol import (
     Metric,
     Statistics,
     average,
+    finite_or,
     flatten,
     moments_like,
     unflatten,
@@ -55,15 +56,15 @@ class Diagonal(NamedTuple):
         self, state: CurvatureState, gradient: PyTree, batch_size: int, statistics: Statistics
     ) -> CurvatureState:
         entries = {
-            path: average(state.entries[path], jnp.square(leaf), self.decay)
-            for path, leaf in flatten(gradient).items()
+            path: finite_or(entry, average(entry, jnp.square(leaf), self.decay))
+            for path, entry, leaf in _paired(state.entries, gradient)
         }
         return CurvatureState(state.steps + 1, entries)
 
     def solve(self, entries: Entries, tree: PyTree) -> PyTree:
         solved = {
-            path: solve_diagonal(entries[path], leaf, self.epsilon)
-            for path, leaf in flatten(tree).items()
+            path: solve_diagonal(entry, leaf, self.epsilon)
+            for path, entry, leaf in _paired(entries, tree)
         }
         return unflatten(solved, tree)
 
@@ -78,3 +79,7 @@ class Diagonal(NamedTuple):
 def solve_diagonal(moments: Array, leaf: Array, epsilon: float) -> Array:
     """leaf / (sqrt(moments) + epsilon)."""
     return (leaf / (jnp.sqrt(moments) + epsilon)).astype(leaf.dtype)
+
+
+def _paired(entries: Entries, tree: PyTree) -> list[tuple[str, Array, Array]]:
+    return [(path, entries[path], leaf) for path, leaf in flatten(tree).items()]

@@ -33,6 +33,7 @@ from ocresnet.control.curvature.protocol import (
     Metric,
     Statistics,
     average,
+    finite_or,
     flatten,
     moments_like,
     unflatten,
@@ -118,10 +119,10 @@ class Kronecker:
             for path, layer in layers.items():
                 rotated = rotate(layer, layer_matrix(flat, path, layer))
                 moments = average(layer.moments, batch_size * jnp.square(rotated), self.decay)
-                layers[path] = layer._replace(moments=moments)
+                layers[path] = finite_or(layer, layer._replace(moments=moments))
         decay = jnp.minimum(self.decay, 1 - 1 / (count + 1))
         others = {
-            path: average(entry, batch_size * jnp.square(flat[path]), decay)
+            path: finite_or(entry, average(entry, batch_size * jnp.square(flat[path]), decay))
             for path, entry in entries.items()
             if path not in layers
         }
@@ -163,7 +164,7 @@ class Kronecker:
             if per_example:
                 moments = average(layer.moments, record["moments"] / batch_size, decay)
                 new = new._replace(moments=moments)
-            refreshed[path] = _keep_if_not_finite(layer, new)
+            refreshed[path] = finite_or(layer, new)
         return refreshed
 
     def _refresh_bases(self, layers: dict[str, Layer]) -> dict[str, Layer]:
@@ -181,7 +182,7 @@ class Kronecker:
             new = layer._replace(
                 input_basis=input_basis, output_basis=output_basis, moments=moments
             )
-            refreshed[path] = _keep_if_not_finite(layer, new)
+            refreshed[path] = finite_or(layer, new)
         return refreshed
 
 
@@ -299,17 +300,29 @@ def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:
     """Eigenvalues and eigenvectors of symmetric matrices, one call after the other.
 
     On CPU a batched decomposition waits inside a worker thread for others of the same pool: as many
-    of them at once as there are threads wait for ever. So each is made to depend on the last one.
+    of them at once as there are threads wait for ever. So each is made to depend on the last one,
+    and a stack is taken apart, since several devices share the pool.
     """
     decompositions = []
     nothing = jnp.zeros(())
     for matrix in matrices:
-        values, vectors = jnp.linalg.eigh(matrix + nothing.astype(matrix.dtype))
+        values, vectors = _decompose(matrix + nothing.astype(matrix.dtype))
         nothing = 0.0 * jnp.nan_to_num(jnp.sum(values))
         decompositions.append((values, vectors))
     return decompositions
 
 
-def _keep_if_not_finite(old: Layer, new: Layer) -> Layer:
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in new]))
-    return jax.tree.map(lambda old, new: jnp.where(finite, new, old), old, new)
+def _decompose(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, or of a stack of them."""
+
+    def one_by_one(stack: Array) -> tuple[Array, Array]:
+        values, vectors = lax.map(jnp.linalg.eigh, stack)
+        return values, vectors
+
+    def at_once(stack: Array) -> tuple[Array, Array]:
+        values, vectors = jnp.linalg.eigh(stack)
+        return values, vectors
+
+    if matrix.ndim == 2:
+        return at_once(matrix)
+    return lax.platform_dependent(matrix, cpu=one_by_one, default=at_once)

@@ -6,11 +6,10 @@ activations are.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from ocresnet.systems.system import PyTree, System
 
@@ -79,14 +78,12 @@ class Curvature(Protocol):
 
 def flatten(tree: PyTree) -> dict[str, Array]:
     """{path: leaf} of nested dictionaries, with "/" between the keys."""
-    return traverse_util.flatten_dict(tree, sep="/")
+    return {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def unflatten(flat: dict[str, Array], like: PyTree) -> PyTree:
     """Undo `flatten`, into the structure of the tree `like`."""
-    return jax.tree.map_with_path(
-        lambda path, _: flat["/".join(str(part.key) for part in path)], like
-    )
+    return jax.tree.map_with_path(lambda path, _: flat[_path(path)], like)
 
 
 def of_segment(entries: Entries, name: str) -> Entries:
@@ -102,3 +99,14 @@ def moments_like(leaf: Array) -> Array:
 def average(old: Array, new: Array, decay: float | Array) -> Array:
     """decay * old + (1 - decay) * new, in the dtype of `old`."""
     return decay * old + (1 - decay) * new.astype(old.dtype)
+
+
+def finite_or(old: PyTree, new: PyTree) -> PyTree:
+    """`new`, but `old` where an array of `new` has something that is not finite: one batch that
+    overflows must not spoil what all others have gathered."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+    return jax.tree.map(lambda old, new: jnp.where(finite, new, old), old, new)
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return "/".join(str(part.key) for part in path)

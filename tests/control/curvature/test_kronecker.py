@@ -14,8 +14,8 @@ from ocresnet.control.optimizer import scale_by_curvature
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
+from tests.control.curvature.explicit import NETWORKS, factors, reads
 from tests.control.dense import quick_jit
-from tests.control.explicit import NETWORKS, factors, reads
 from tests.control.networks import mlp_problem, random_batch, random_params
 
 DAMPING, DECAY, BATCH = 0.1, 0.8, 4
@@ -163,8 +163,8 @@ def test_factors_and_bases_are_refreshed_only_when_due():
     assert state.curvature.steps == 6
 
 
-def test_arrays_that_no_layer_owns_have_moments_of_their_own():
-    """A scale, and a `kernel` that is not declared as a layer's."""
+def scaled_problem() -> tuple[Problem, Any]:
+    """A scale beside a layer, and a kernel that is not declared as a layer's; parameters."""
 
     def scaled(stage, x):
         return stage.params["scale"] * layers.dense(stage.params["dense"], x), {}
@@ -181,6 +181,13 @@ def test_arrays_that_no_layer_owns_have_moments_of_their_own():
         "scaled": {"scale": jnp.arange(1.0, 4.0), "dense": {"kernel": kernel}},
         "opaque": {"kernel": kernel[:3]},
     }
+    return problem, params
+
+
+def test_arrays_that_no_layer_owns_have_moments_of_their_own():
+    """A scale, and a `kernel` that is not declared as a layer's."""
+
+    problem, params = scaled_problem()
     init, step = updater(problem, ekfac(DAMPING, DECAY))
     state, seen = init(params), []
     assert {path: type(entry) is Layer for path, entry in state.curvature.entries.items()} == {
@@ -219,6 +226,27 @@ def test_factors_are_single_precision_for_activations_in_half():
         for factor in ("inputs", "outputs"):
             error = np.abs(getattr(single, factor) - getattr(low, factor)).max()
             assert 1e-6 < error / np.abs(getattr(single, factor)).max() < 0.05
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "diagonal"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_that_is_not_finite_leaves_no_trace(name, first):
+    """The update of that batch is lost, but not those of the next ones."""
+    problem, params = scaled_problem()
+    init, step = updater(problem, {**VARIANTS, "diagonal": diagonal()}[name])
+    state = init(params)
+    if not first:
+        state = step(params, state, random_batch(BATCH, seed=1))[2]
+    images, labels = random_batch(BATCH, seed=2)
+    before = state.curvature.entries
+    _, changes, state = step(params, state, (images * jnp.nan, labels))
+    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(changes))
+    require_finite(state.curvature)
+    if name == "diagonal":
+        jax.tree.map(np.testing.assert_array_equal, state.curvature.entries, before)
+    _, changes, state = step(params, state, random_batch(BATCH, seed=3))
+    require_finite(state.curvature)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(changes))
 
 
 def test_a_curvature_that_is_not_finite_is_found():
