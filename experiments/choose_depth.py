@@ -13,26 +13,28 @@ the best of all. The test set is measured and takes no part. Writes <workdir>/ch
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from ocresnet.data.training_data import TrainingData
+from ocresnet.problem import StageCostSchedule
 from ocresnet.stage_cost.depth_choice import choose_depth
-from ocresnet.stage_cost.objective import StageCostSchedule
 from ocresnet.stage_cost.trajectory import logits_over_depth
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems import families
+from ocresnet.systems.architecture import Architecture, residual
+from ocresnet.training import config as configs
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
 
 from .common import command_line, reports
 from .common.flag_kinds import FlagValues, Section
-from .common.flags import TrainingFlags
+from .common.flags import TrainingRunFlags
 from .common.hosts import is_first
 
 
-class Flags(TrainingFlags):
+class Flags(TrainingRunFlags):
     """The sweep, and a training run."""
 
     def __init__(self, values: FlagValues) -> None:
@@ -41,7 +43,10 @@ class Flags(TrainingFlags):
             "gamma", "Stage costs to try (instead of --stage_cost).", [0.0, 0.005, 0.02, 0.1, 0.5]
         )
         self.schedules = section.choices(
-            "schedule", get_args(StageCostSchedule), "Schedules to try with each.", ["constant"]
+            "gamma_schedule",
+            get_args(StageCostSchedule),
+            "How each is spread over depth (instead of --stage_cost_schedule).",
+            ["constant"],
         )
         self.tolerance = section.number("tolerance", "Percentage points that a cut may lose.", 0.5)
         super().__init__(values)
@@ -54,7 +59,7 @@ class Flags(TrainingFlags):
 
 
 def measure(
-    network: ResNetConfig,
+    network: Architecture,
     training: TrainingConfig,
     data: TrainingData,
     workdir: Path,
@@ -113,14 +118,15 @@ def sweep(flags: Flags) -> None:
     wanted, tolerance = flags.wanted(), flags.tolerance.value
     if wanted.training.validation == 0:
         raise ValueError("choosing a depth needs a validation split: give --validation=0.1.")
+    residual(wanted.network, "choosing a depth")
     flags.hosts.start()
     data = flags.data.open(wanted.dataset)
     network = for_dataset(wanted.network, data)
     not_swept = replace(wanted.training, stage_cost=0.0, stage_cost_schedule="constant")
     settings = {
         "dataset": wanted.dataset,
-        "network": asdict(network),
-        "training": asdict(not_swept),
+        "network": families.describe(network),
+        "training": configs.describe(not_swept),
         "tolerance": tolerance,
     }
     folder = Path(wanted.workdir)

@@ -20,14 +20,9 @@ import numpy as np
 
 from ocresnet.stage_cost.calibration import calibrate_confidence, exit_costs
 from ocresnet.stage_cost.early_exit import Predictions, predict
-from ocresnet.stage_cost.objective import per_sample_loss
 from ocresnet.stage_cost.state_changes import state_changes
-from ocresnet.stage_cost.trajectory import (
-    check_batch_size,
-    logits_over_depth,
-    parameter_norms,
-    trajectory,
-)
+from ocresnet.stage_cost.trajectory import check_batch_size, logits_over_depth, parameter_norms
+from ocresnet.systems.architecture import ResidualArchitecture, residual
 
 from .common import command_line, reports
 from .common.display import print_depth_table
@@ -78,12 +73,13 @@ class Flags:
 def measure_early_exit(run: FinishedRun, flags: EarlyExitFlags) -> dict[str, Any]:
     """Accuracy, cost and time on the test set with and without early exits."""
     data, network = run.data, run.network
+    architecture = residual(network.architecture)
     measured: dict[str, Any] = {}
     confidence = flags.confidence.value
     if confidence is None:
         part = data.choosing_part
         calibration = calibrate_confidence(
-            network.config,
+            architecture,
             logits_over_depth(network, data.images(part)),
             data.labels(part),
             accuracy=flags.accuracy.value,
@@ -106,7 +102,7 @@ def measure_early_exit(run: FinishedRun, flags: EarlyExitFlags) -> dict[str, Any
         "test_accuracy_whole": np.mean(whole.labels == data.labels("test")),
         "test_accuracy_early": np.mean(early.labels == data.labels("test")),
         "mean_blocks": early.blocks.mean(),
-        "cost": exit_costs(network.config)[early.blocks].mean(),
+        "cost": exit_costs(architecture)[early.blocks].mean(),
         "seconds_whole": whole_seconds,
         "seconds_early": early_seconds,
     }
@@ -127,26 +123,16 @@ def evaluate(flags: Flags) -> None:
     """Measure over depth and the early exits, print and write both."""
     early_exits = flags.early_exit.wished()
     run = flags.run.load()
-    loss = per_sample_loss(run.training.loss, run.training.label_smoothing)
-    trajectories = {
-        part: trajectory(
-            run.network,
-            run.data.images(part),
-            run.data.labels(part),
-            loss=loss,
-            execution=run.training.execution,
-        )
-        for part in run.data.parts[1:]
-    }
+    network = run.network
+    if early_exits:
+        residual(network.architecture, "leaving early")
+    trajectories = {part: run.measure(network, part) for part in run.data.parts[1:]}
     print_depth_table(trajectories)
-    evaluation: dict[str, Any] = {
-        "checkpoint": flags.run.checkpoint,
-        **trajectories,
-        "parameter_norms": parameter_norms(run.network.config, run.network.params),
-        "state_changes": state_changes(
-            run.network, run.data.images("test"), execution=run.training.execution
-        ),
-    }
+    evaluation: dict[str, Any] = {"checkpoint": flags.run.checkpoint, **trajectories}
+    if isinstance(network.architecture, ResidualArchitecture):
+        images, execution = run.data.images("test"), run.training.execution
+        evaluation["parameter_norms"] = parameter_norms(network.architecture, network.params)
+        evaluation["state_changes"] = state_changes(network, images, execution=execution)
     if early_exits:
         evaluation["early_exit"] = measure_early_exit(run, flags.early_exit)
         print_early_exit(evaluation["early_exit"])

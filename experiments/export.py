@@ -18,6 +18,7 @@ from typing import get_args
 
 from ocresnet.export import Pixel, export_network
 from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.training import records
 
 from .common import command_line
@@ -62,9 +63,13 @@ def export(flags: Flags) -> None:
         batch_size=flags.images.value,
         pixel=flags.pixel.value,
     )
+    architecture = network.architecture
+    blocks = (
+        f" of {architecture.depth} blocks" if isinstance(architecture, ResidualArchitecture) else ""
+    )
     print(
-        f"wrote the {'pruned' if pruned else 'whole'} network of {network.config.depth} blocks to "
-        f"{output} ({output.stat().st_size / 1e6:.1f} MB)"
+        f"wrote the {'pruned' if pruned else 'whole'} network{blocks} to {output} "
+        f"({output.stat().st_size / 1e6:.1f} MB)"
     )
 
 

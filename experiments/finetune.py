@@ -5,21 +5,20 @@
 
 The cut is that of experiments.prune: `--blocks`, or the depth that it recorded, or the depth rule.
 The smaller network is trained on the run's own data with the run's own settings, but for the flags
-below: without stage cost, at the given learning rate and in the last third of the epochs at a tenth
-of it. With `--distillation` it learns from the whole network's outputs too. Writes a run like that
-of experiments.train to <workdir>/finetuned/ or <workdir>/finetuned_distilled/, with the accuracies
-before and after in finetuning.json; the same command continues a run that was stopped.
+below: without stage cost, at a tenth of the learning rate, and in the last third of the epochs at a
+tenth of that. With `--distillation` it learns from the whole network's outputs too. Writes a run
+like that of experiments.train to <workdir>/finetuned/ or <workdir>/finetuned_distilled/, with the
+accuracies before and after in finetuning.json; the same command continues a run that was stopped.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ocresnet import plots
 from ocresnet.stage_cost.pruning import prune
-from ocresnet.stage_cost.trajectory import trajectory
+from ocresnet.systems.architecture import residual
 from ocresnet.systems.network import Network
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.finetuning import finetuning_config
@@ -47,7 +46,10 @@ class Flags:
         self.depth = DepthFlags(values)
         section = Section(values, "Training")
         self._epochs = section.whole("epochs", "Passes over the training set.", 5)
-        self._learning_rate = section.number("learning_rate", "Of SGD, before the schedule.", 0.01)
+        self._learning_rate = section.number(
+            "learning_rate",
+            "Of the run's optimizer, before the schedule. Default: a tenth of the run's.",
+        )
         self._distillation = section.number(
             "distillation", "Weight of the whole network's outputs in the loss, 0 to 1.", 0.0
         )
@@ -60,10 +62,13 @@ class Flags:
 
     def config(self, training: TrainingConfig) -> TrainingConfig:
         """The run's training configuration, with what was given."""
+        learning_rate = self._learning_rate.value
+        if learning_rate is None:
+            learning_rate = training.optimizer.learning_rate / 10
         return finetuning_config(
             training,
             epochs=self._epochs.value,
-            learning_rate=self._learning_rate.value,
+            learning_rate=learning_rate,
             distillation=self._distillation.value,
             temperature=self._temperature.value,
         )
@@ -76,16 +81,10 @@ class Flags:
 
 def accuracies(network: Network, run: FinishedRun) -> dict[str, Any]:
     """Blocks, and accuracy on the validation set (if there is one) and the test set."""
-    own_output = replace(network, config=replace(network.config, exits="none"))
     return {
-        "blocks": network.config.depth,
+        "blocks": residual(network.architecture).depth,
         **{
-            part: trajectory(
-                own_output,
-                run.data.images(part),
-                run.data.labels(part),
-                execution=run.training.execution,
-            ).accuracies[-1]
+            part: run.measure(network, part, own_output=True).accuracies[-1]
             for part in run.data.parts[1:]
         },
     }
@@ -116,11 +115,12 @@ def finetune(flags: Flags) -> None:
     flags.depth.check()
     flags.hosts.start()
     run = flags.run.load()
+    residual(run.network.architecture, "cutting a network")
     config, output = flags.config(run.training), flags.output(run.workdir)
     small = prune(run.network, chosen_depth(run, flags.depth))
     # The data as it was loaded: `fit` holds out the same validation set as in the run.
     result = fit(
-        small.config,
+        small.architecture,
         config,
         run.unsplit_data,
         workdir=output,

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from ocresnet import plots
 from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
-from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import residual
 
 from .common import command_line, reports
 from .common.display import draw_figures
@@ -72,15 +72,10 @@ class Flags:
 def depth_by_rule(run: FinishedRun, tolerance: float) -> tuple[int, str]:
     """The depth that the rule chooses, and the part of the data it is chosen on."""
     chosen_on = run.data.choosing_part
-    measured = trajectory(
-        run.network,
-        run.data.images(chosen_on),
-        run.data.labels(chosen_on),
-        execution=run.training.execution,
-    )
-    blocks = recommend_depth(measured, tolerance)
+    blocks = recommend_depth(run.measure(run.network, chosen_on), tolerance)
+    depth = residual(run.network.architecture).depth
     print(
-        f"depth rule: {blocks} of {run.network.config.depth} blocks are within {tolerance} "
+        f"depth rule: {blocks} of {depth} blocks are within {tolerance} "
         f"points of the whole network on the {chosen_on} set"
     )
     return blocks, chosen_on
@@ -90,6 +85,7 @@ def cut(flags: Flags) -> None:
     """Choose the depth unless it is given, cut, save, and print the report on the test set."""
     flags.depth.check()
     run = flags.run.load()
+    residual(run.network.architecture, "pruning")
     blocks, chosen_on = flags.depth.blocks, None
     if blocks is None:
         blocks, chosen_on = depth_by_rule(run, flags.depth.tolerance)

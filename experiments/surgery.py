@@ -22,14 +22,13 @@ from functools import cache, partial
 from typing import Any
 
 from ocresnet import plots
+from ocresnet.costs import make_cost
 from ocresnet.stage_cost.block_scores import (
     CRITERIA,
     RESCORED,
     ScoringData,
     measure,
-    own_output,
 )
-from ocresnet.stage_cost.objective import per_sample_loss
 from ocresnet.stage_cost.pruning import report, report_table
 from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import (
@@ -42,6 +41,7 @@ from ocresnet.stage_cost.surgery import (
 )
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import residual
 
 from .common import command_line, reports
 from .common.flag_kinds import FlagValues, Section
@@ -135,7 +135,7 @@ class Laboratory:
         return ScoringData(
             self._run.data.images(part)[:samples],
             self._run.data.labels(part)[:samples],
-            loss=per_sample_loss(training.loss, training.label_smoothing),
+            loss=make_cost(training.loss, training.label_smoothing).value,
             stage_cost=training.stage_cost or PAPER_STAGE_COST,
             seed=self._flags.seed.value,
             execution=training.execution,
@@ -174,7 +174,7 @@ class Laboratory:
 
     def _measure_accuracy(self, removed: frozenset[int], anew: bool) -> float:
         data = replace(self._test, statistics_images=self.statistics) if anew else self._test
-        return float(measure(own_output(self._run.network), data, removed).accuracies[-1])
+        return float(measure(self._run.network, data, removed, own_output=True).accuracies[-1])
 
     def measure_exits(self) -> Row:
         """The accuracies of cutting the tail, with the statistics of the exit there."""
@@ -188,9 +188,9 @@ class Laboratory:
         """How many blocks of an order the flags want removed."""
         flags, network = self._flags, self._run.network
         if flags.keep.value is not None:
-            return network.config.depth - flags.keep.value
+            return residual(network.architecture).depth - flags.keep.value
         if flags.budget.value is not None:
-            return removals_within_budget(network.config, order, flags.budget.value)
+            return removals_within_budget(residual(network.architecture), order, flags.budget.value)
         repaired = replace(self.data, statistics_images=self.statistics)
         curve = removal_curve(network, order, repaired)
         return removals_within_tolerance(curve, flags.tolerance.value)
@@ -247,8 +247,9 @@ def operate(flags: Flags) -> None:
     """Find and measure every order, and cut by one of them if a size is given."""
     size_is_given = flags.size_is_given()
     run = flags.run.load()
+    architecture = residual(run.network.architecture, "surgery")
     if flags.keep.value is not None:
-        run.network.config.subresnet(flags.keep.value)  # refuses what cannot be kept
+        architecture.subresnet(flags.keep.value)  # refuses what cannot be kept
     laboratory = Laboratory(run, flags)
     study = reports.Study(run.workdir / "surgery", laboratory.settings())
     rows = [

@@ -1,8 +1,10 @@
-"""Train a residual network with stage costs, or continue the run in the workdir.
+"""Train a network, with stage costs or with OCNOpt, or continue the run in the workdir.
 
   python -m experiments.train --list_presets
   python -m experiments.train --preset=cifar10_homogeneous54_shared --data_dir=data --workdir=runs/c
   python -m experiments.train --dataset=mine.npz --epochs=20
+  python -m experiments.train --dataset=mine.npz --architecture=mlp --hidden=64,64
+  python -m experiments.train --preset=digits_homogeneous12_shared --optimizer=ocnopt
 
 writes to the workdir: config.json, run.json, metrics.jsonl (an object an epoch), checkpoints/, and
 of a finished run trajectory.json, network/ and figures/. The same command continues a run that was
@@ -11,19 +13,20 @@ recognised, elsewhere the flags say which processes there are.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ocresnet.stage_cost.pruning import recommend_depth
+from ocresnet.stage_cost.trajectory import Trajectory
 from ocresnet.training.fit import fit, for_dataset
 
 from .common import command_line, presets, speed
 from .common.display import draw_figures, print_depth_table
 from .common.flag_kinds import FlagValues, Section
-from .common.flags import TrainingFlags
+from .common.flags import TrainingRunFlags
 from .common.hosts import is_first
 
 
-class Flags(TrainingFlags):
+class Flags(TrainingRunFlags):
     """Those of a training run, and the list of presets."""
 
     def __init__(self, values: FlagValues) -> None:
@@ -43,13 +46,6 @@ def train(flags: Flags) -> None:
     wanted = flags.wanted()
     flags.hosts.start()
     devices = flags.hosts.devices()
-    late = [epoch for epoch in wanted.training.milestones if epoch >= wanted.training.epochs]
-    if late and is_first():
-        print(
-            f"note: the preset's learning rate would drop after epoch {late[0]}, and this run has "
-            f"{wanted.training.epochs}; --milestones says when it drops",
-            file=sys.stderr,
-        )
     data = flags.data.open(wanted.dataset)
     run = fit(
         for_dataset(wanted.network, data),
@@ -62,9 +58,17 @@ def train(flags: Flags) -> None:
     if run.interrupted:
         raise KeyboardInterrupt
     if is_first():
-        validation = run.trajectories.get("validation")
-        print_depth_table(run.trajectories, validation and recommend_depth(validation))
+        print_results(run.trajectories)
         draw_figures(wanted.workdir)
+
+
+def print_results(trajectories: Mapping[str, Trajectory]) -> None:
+    """The table over depth; the depth that the rule chooses on the validation split is marked."""
+    validation = trajectories.get("validation")
+    recommended = None
+    if validation is not None and len(validation.losses) > 1:
+        recommended = recommend_depth(validation)
+    print_depth_table(trajectories, recommended)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

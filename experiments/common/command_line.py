@@ -11,7 +11,7 @@ from absl import flags, logging
 
 from ocresnet.training.loop import NonFiniteLossError
 
-from .flag_kinds import FlagValues, did_you_mean
+from .flag_kinds import FlagValues, did_you_mean, shown
 from .interrupts import INTERRUPTED, LINE
 
 MENDABLE = (ValueError, OSError, ImportError, NonFiniteLossError)
@@ -109,11 +109,6 @@ def help_text(doc: str, values: FlagValues) -> str:
                 if len(value) > LONG:
                     value, text = "name", f"{text} Names: {', '.join(allowed)}."
             spelling = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}=<{value}>"
-            default = "" if flag.default is None else f" (default: {_shown(flag.default)})"
+            default = "" if flag.default is None else f" (default: {shown(flag.default)})"
             lines += [f"  {spelling}", *textwrap.wrap(text + default, 100, **INDENT)]
     return "\n".join(lines)
-
-
-def _shown(default: object) -> str:
-    several = isinstance(default, (list, tuple))
-    return ", ".join(map(str, default)) if several else str(default)  # type: ignore[call-overload]

@@ -16,15 +16,20 @@ from .command_line import sentence
 def print_depth_table(
     trajectories: Mapping[str, Trajectory], recommended: int | None = None
 ) -> None:
-    """Accuracy and loss of every exit on every split; the recommended depth is marked."""
-    table = Table(title="accuracy (%) and loss after each number of residual blocks")
-    table.add_column("blocks", justify="right")
+    """Accuracy and loss of every exit on every split; the recommended depth is marked.
+
+    Of a network without exits it is one line, and names no depth.
+    """
+    depth = len(next(iter(trajectories.values())).losses)
+    over_depth = " after each number of residual blocks" if depth > 1 else ""
+    table = Table(title=f"accuracy (%) and loss{over_depth}")
+    if depth > 1:
+        table.add_column("blocks", justify="right")
     for split in trajectories:
         table.add_column(f"{split} accuracy", justify="right")
         table.add_column(f"{split} loss", justify="right")
-    depth = len(next(iter(trajectories.values())).losses)
     for k in range(depth):
-        cells = [f"{k} <- keep" if k == recommended else f"{k}"]
+        cells = [f"{k} <- keep" if k == recommended else f"{k}"] if depth > 1 else []
         for measured in trajectories.values():
             cells += [f"{100 * measured.accuracies[k]:.2f}", f"{measured.losses[k]:.4f}"]
         table.add_row(*cells, style="bold green" if k == recommended else None)

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from absl.flags import FlagValues
 
-__all__ = ["Flag", "FlagValues", "Section", "did_you_mean", "given"]
+__all__ = ["Flag", "FlagValues", "Section", "did_you_mean", "given", "shown"]
 
 Flag = flags.FlagHolder[Any]
 
@@ -42,6 +42,10 @@ class Section:
     def wholes(self, name: str, help: str, default: Sequence[int] | None = None) -> Flag:
         """Whole numbers separated by commas: a tuple."""
         return flags.DEFINE(_WholesParser(), name, default, help, **self._where)
+
+    def row(self, name: str, help: str) -> Flag:
+        """Finite numbers separated by commas, whole ones where written so: a tuple."""
+        return flags.DEFINE(_RowParser(), name, None, help, **self._where)
 
     def number(self, name: str, help: str, default: float | None = None) -> Flag:
         """A finite number."""
@@ -90,6 +94,12 @@ def given(**holders: Flag) -> dict[str, Any]:
     return {name: holder.value for name, holder in holders.items() if holder.value is not None}
 
 
+def shown(value: object) -> str:
+    """A value as it is written on the command line."""
+    several = isinstance(value, (list, tuple))
+    return ",".join(map(str, value)) if several else str(value)  # type: ignore[call-overload]
+
+
 def did_you_mean(word: str, allowed: Collection[str]) -> str:
     """What follows a sentence about a word that is not allowed: the likely one, if any."""
     near = difflib.get_close_matches(word, allowed, n=1)
@@ -118,7 +128,7 @@ class _ShareParser(_NumberParser):
 
 class _WholesParser(flags.ArgumentParser[tuple[int, ...]]):
     def parse(self, argument: Any) -> tuple[int, ...]:
-        parts = argument.split(",") if isinstance(argument, str) else argument
+        parts = argument.split(",") if argument else []
         try:
             values = tuple(int(part) for part in parts)
         except ValueError:
@@ -129,6 +139,23 @@ class _WholesParser(flags.ArgumentParser[tuple[int, ...]]):
 
     def flag_type(self) -> str:
         return "int,int,..."
+
+
+class _RowParser(flags.ArgumentParser[tuple[float, ...]]):
+    def parse(self, argument: Any) -> tuple[float, ...]:
+        parts = argument.split(",") if argument else []
+        try:
+            values = [float(part) for part in parts]
+        except ValueError:
+            raise ValueError("it must be numbers separated by commas.") from None
+        for value in values:
+            if not abs(value) <= LARGEST:
+                raise ValueError(f"its numbers must be finite and not be larger than {LARGEST}.")
+        written = zip(parts, values, strict=True)
+        return tuple(int(part) if part.strip().isdecimal() else value for part, value in written)
+
+    def flag_type(self) -> str:
+        return "number,number,..."
 
 
 class _ChoiceParser(flags.EnumParser):

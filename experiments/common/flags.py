@@ -4,22 +4,52 @@ A class defines its flags on the values of one binary and gives the fields that 
 not set is left to the preset.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ocresnet.costs import Loss
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.sources import NAMES, open_dataset
 from ocresnet.data.training_data import TrainingData
-from ocresnet.stage_cost.objective import Loss, StageCostSchedule, WeightDecayOn
-from ocresnet.systems.resnet_config import Block, Execution, Exits, Precision, ResNetConfig, Stem
-from ocresnet.systems.system import Remat
+from ocresnet.problem import StageCostSchedule
+from ocresnet.systems import families
+from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.system import Execution, Precision, Remat
+from ocresnet.training import optimizers
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.optimizers import Optimizer
 
 from .flag_kinds import FlagValues, Section, did_you_mean, given
 from .hosts import HostFlags
-from .presets import PAPER_BLOCKS, PRESETS, Preset, preset_for
+from .kind_flags import KindFlags
+from .presets import (
+    DEFAULT_NETWORKS,
+    DEFAULT_OPTIMIZERS,
+    PRESETS,
+    Preset,
+    of_family,
+    preset_for,
+    with_epochs,
+    with_fields,
+    with_optimizer,
+)
+
+FROM_THE_DATA = [field.name for field in fields(Architecture)]
+"""Fields of an architecture that are no flags."""
+
+REMOVED_BLOCKS = "bare_levels"
+"""A field that only removing blocks sets."""
+
+
+def family_of(network: Architecture) -> str:
+    """The name of a network's family."""
+    return families.describe(network)["family"]
+
+
+def name_of(optimizer: Optimizer) -> str:
+    """The name of an optimizer."""
+    return optimizers.describe(optimizer)["name"]
 
 
 class RunFlags:
@@ -30,30 +60,39 @@ class RunFlags:
         self._preset = section.choice(
             "preset",
             PRESETS,
-            "Run to start from; every other flag overrides a part of it. Default: a network of 12 "
-            "blocks that suits small images, on --dataset.",
+            "Run to start from; every other flag overrides a part of it. Default: a small network "
+            "on --dataset, of 12 residual blocks unless --architecture says otherwise.",
         )
         self._workdir = section.text(
             "workdir",
             "Folder of the run; a run found there is continued. Default: runs/<preset>, or "
-            "runs/<dataset>.",
+            "runs/<architecture>_<dataset>.",
         )
 
-    def start(self, dataset: str | None, epochs: int | None) -> Preset:
-        """The preset, or without one a start that suits the data set and the epochs.
+    def start(self, dataset: str | None, family: str | None, optimizer: str | None) -> Preset:
+        """The preset with this family and optimizer, or without one a start that suits them.
 
         Raises:
           ValueError: if there is neither preset nor data set.
         """
         if self._preset.value is not None:
-            return PRESETS[self._preset.value]
+            preset = PRESETS[self._preset.value]
+            if family not in (None, family_of(preset.network)):
+                preset = of_family(preset, family)
+            if optimizer in (None, name_of(preset.training.optimizer)):
+                return preset
+            return replace(preset, training=with_optimizer(preset.training, optimizer))
         if dataset is None:
             raise ValueError("--preset or --dataset is needed; --list_presets shows the presets.")
-        return preset_for(dataset, epochs)
+        preset = preset_for(dataset, family or "resnet")
+        if optimizer is None:
+            return preset
+        own = DEFAULT_OPTIMIZERS[optimizer]
+        return replace(preset, training=replace(preset.training, optimizer=own))
 
-    def workdir(self, dataset: str) -> str:
+    def workdir(self, dataset: str, family: str) -> str:
         """The folder of the run."""
-        name = self._preset.value or Path(dataset.partition("[")[0]).stem
+        name = self._preset.value or f"{family}_{Path(dataset.partition('[')[0]).stem}"
         return self._workdir.value or f"runs/{name}"
 
 
@@ -110,32 +149,24 @@ class ArchitectureFlags:
     """The network."""
 
     def __init__(self, values: FlagValues) -> None:
-        section = Section(values, "Network")
-        self._blocks = section.wholes(
-            "blocks",
-            "Residual blocks: one number (split evenly over the stages; the first ones of a "
-            "SubResNet), or one a stage.",
-        )
-        self._filters = section.wholes("filters", "Channels of each stage, e.g. 64 or 16,32,64.")
-        self._block = section.choice("block", get_args(Block), "Residual branches.")
-        self._stem = section.choice("stem", get_args(Stem), "One 3x3 convolution, or ImageNet's.")
-        self._stem_stride = section.whole("stem_stride", "Stride of the first convolution.")
-        self._exits = section.choice(
-            "exits", get_args(Exits), "Intermediate outputs: none, shared heads, separate heads."
+        self._flags = KindFlags(
+            Section(values, "Network"),
+            "architecture",
+            DEFAULT_NETWORKS,
+            "Family of the network. Default: the preset's, or resnet. What follows describes one "
+            "family or several; the defaults are those without a preset of that family. Image "
+            "shape and classes are those of the data.",
+            leave_out=(*FROM_THE_DATA, REMOVED_BLOCKS),
         )
 
-    def build(self, start: ResNetConfig) -> ResNetConfig:
+    @property
+    def family(self) -> str | None:
+        """The family, if it is given."""
+        return self._flags.kind
+
+    def build(self, start: Architecture) -> Architecture:
         """The architecture to start from, with what was given."""
-        filters = self._filters.value or start.filters
-        blocks = self._blocks.value or start.blocks
-        if self._blocks.value is None and len(filters) != len(blocks):
-            blocks = (start.depth,)
-        if len(blocks) == 1 and len(filters) > 1:
-            blocks = _over_stages(blocks[0], filters, of_subresnet=0 in start.blocks)
-        named = given(
-            block=self._block, stem=self._stem, stem_stride=self._stem_stride, exits=self._exits
-        )
-        return replace(start, blocks=blocks, filters=filters, **named)
+        return with_fields(start, self._flags.given(family_of(start)))
 
 
 class ObjectiveFlags:
@@ -153,10 +184,6 @@ class ObjectiveFlags:
         self._label_smoothing = section.number(
             "label_smoothing", "Share of the target spread evenly."
         )
-        self._weight_decay = section.number("weight_decay", "lambda, of lambda/2 |w|^2.")
-        self._weight_decay_on = section.choice(
-            "weight_decay_on", get_args(WeightDecayOn), "Which parameters decay (Theorem 1)."
-        )
 
     def fields(self) -> dict[str, Any]:
         """Of `TrainingConfig`."""
@@ -165,63 +192,70 @@ class ObjectiveFlags:
             stage_cost_schedule=self._schedule,
             loss=self._loss,
             label_smoothing=self._label_smoothing,
-            weight_decay=self._weight_decay,
-            weight_decay_on=self._weight_decay_on,
         )
 
 
-class OptimizerFlags:
-    """How its parameters move, and for how long."""
+class TrainingFlags:
+    """How long it is trained."""
 
     def __init__(self, values: FlagValues) -> None:
-        section = Section(values, "Optimizer")
-        self._epochs = section.whole("epochs", "Passes over the training set.")
-        self._batch_size = section.whole("batch_size", "Samples a step, over all devices.")
-        self._learning_rate = section.number("learning_rate", "Of SGD, before the schedule.")
-        self._momentum = section.number("momentum", "Of SGD.")
-        self._milestones = section.wholes(
-            "milestones", "Epochs after which the learning rate drops, e.g. 82,123."
+        section = Section(values, "Training")
+        self._epochs = section.whole(
+            "epochs",
+            "Passes over the training set; the preset's milestones stay at their shares of them.",
         )
-        self._decay_factor = section.number("decay_factor", "Learning rate factor at a milestone.")
-        self._warmup_epochs = section.number("warmup_epochs", "Epochs of linear warm-up.")
-        self._gradient_clip = section.number("gradient_clip", "Largest gradient norm; 0: no limit.")
+        self._batch_size = section.whole("batch_size", "Samples a step, over all devices.")
         self._average_decay = section.number(
             "average_decay",
             "Of a moving average of the network, which is then evaluated; 0: none.",
         )
         self._seed = section.whole("seed", "Of initialisation, data order and augmentation.")
 
-    @property
-    def epochs(self) -> int | None:
-        """Passes over the training set, if they are given."""
-        return self._epochs.value
-
-    def fields(self, start: TrainingConfig) -> dict[str, Any]:
-        """Of `TrainingConfig`.
+    def build(self, start: TrainingConfig) -> TrainingConfig:
+        """The training to start from, with what was given.
 
         Raises:
-          ValueError: if a milestone lies past the last epoch.
+          ValueError: for an impossible value.
         """
-        milestones = self._milestones.value or ()
-        epochs = start.epochs if self.epochs is None else self.epochs
-        late = [milestone for milestone in milestones if milestone >= epochs]
-        if late:
-            raise ValueError(
-                f"--milestones has {late[0]}, but the run is over after {epochs} epochs: choose "
-                "milestones below that."
-            )
-        return given(
-            epochs=self._epochs,
-            batch_size=self._batch_size,
-            learning_rate=self._learning_rate,
-            momentum=self._momentum,
-            milestones=self._milestones,
-            decay_factor=self._decay_factor,
-            warmup_epochs=self._warmup_epochs,
-            gradient_clip=self._gradient_clip,
-            average_decay=self._average_decay,
-            seed=self._seed,
+        if self._epochs.value is not None:
+            start = with_epochs(start, self._epochs.value)
+        rest = given(
+            batch_size=self._batch_size, average_decay=self._average_decay, seed=self._seed
         )
+        return replace(start, **rest)
+
+
+class OptimizerFlags:
+    """How the parameters move."""
+
+    def __init__(self, values: FlagValues) -> None:
+        self._flags = KindFlags(
+            Section(values, "Optimizer"),
+            "optimizer",
+            DEFAULT_OPTIMIZERS,
+            "Default: the preset's; without preset sgd for --architecture=resnet and adamw for "
+            "others. Another one than the preset's has its own learning rate, and keeps schedule, "
+            "clipping and weight decay. What follows describes one optimizer or several; the "
+            "defaults are those without preset.",
+        )
+
+    @property
+    def name(self) -> str | None:
+        """Which optimizer, if it is given."""
+        return self._flags.kind
+
+    def build(self, start: Optimizer) -> Optimizer:
+        """The optimizer to start from, with what was given.
+
+        Raises:
+          ValueError: for an impossible value, or milestones of another schedule.
+        """
+        values = self._flags.given(name_of(start))
+        if "milestones" in values and values.setdefault("schedule", "milestones") != "milestones":
+            raise ValueError(
+                f"--milestones belongs to --schedule=milestones, but it is {values['schedule']}."
+            )
+        return replace(start, **values)
 
 
 class ExecutionFlags:
@@ -262,12 +296,12 @@ class WantedRun:
     """
 
     dataset: str
-    network: ResNetConfig
+    network: Architecture
     training: TrainingConfig
     workdir: str
 
 
-class TrainingFlags:
+class TrainingRunFlags:
     """All flags of a training run."""
 
     def __init__(self, values: FlagValues) -> None:
@@ -275,6 +309,7 @@ class TrainingFlags:
         self.data = DataFlags(values)
         self._architecture = ArchitectureFlags(values)
         self._objective = ObjectiveFlags(values)
+        self._training = TrainingFlags(values)
         self._optimizer = OptimizerFlags(values)
         self.execution = ExecutionFlags(values)
         self.hosts = HostFlags(values)
@@ -285,26 +320,20 @@ class TrainingFlags:
         Raises:
           ValueError: if a value is impossible.
         """
-        start = self._run.start(self.data.dataset, self._optimizer.epochs)
+        family, optimizer = self._architecture.family, self._optimizer.name
+        start = self._run.start(self.data.dataset, family, optimizer)
         dataset = self.data.dataset or start.dataset
+        training = self._training.build(start.training)
         training = replace(
-            start.training,
+            training,
             **self.data.fields(),
             **self._objective.fields(),
-            **self._optimizer.fields(start.training),
-            execution=self.execution.build(start.training.execution),
+            optimizer=self._optimizer.build(training.optimizer),
+            execution=self.execution.build(training.execution),
         )
         return WantedRun(
             dataset=dataset,
             network=self._architecture.build(start.network),
             training=training,
-            workdir=self._run.workdir(dataset),
+            workdir=self._run.workdir(dataset, family_of(start.network)),
         )
-
-
-def _over_stages(blocks: int, filters: Sequence[int], of_subresnet: bool) -> tuple[int, ...]:
-    """`blocks` split evenly over the stages; a SubResNet has the first ones of the paper's 54."""
-    filters = tuple(filters)
-    if of_subresnet:
-        return ResNetConfig.standard(PAPER_BLOCKS, filters).subresnet(blocks).blocks
-    return ResNetConfig.standard(blocks, filters).blocks

@@ -1,16 +1,23 @@
-"""The runs of the stage-cost paper by name, two that fit a small machine, and some for ImageNet.
+"""Runs by name: those of the stage-cost paper, of the studies of OCNOpt, and some for ImageNet.
 
 Table 1 of Puettschneider et al. 2025 names the paper's accuracies. The paper has no runs on
-ImageNet; those here have the usual 90 epochs and were never run by us.
+ImageNet; those here have the usual 90 epochs and were never run by us. The networks of the studies
+are those of DDPNOpt (five dense layers of width 10 to 32; four convolutions of 32 filters and two
+dense layers), where the strides and the last widths are ours.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ocresnet.systems import counts
-from ocresnet.systems.resnet_config import Exits, ResNetConfig
+from ocresnet.systems import counts, families
+from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
 
 from ..paper.numbers import TABLE_1
 
@@ -18,6 +25,7 @@ PAPER_BLOCKS = 54
 """Residual blocks of the paper's full networks."""
 
 TRAINING_SAMPLES = {
+    "wine": 142,
     "digits": 1437,
     "mnist": 60000,
     "cifar10": 50000,
@@ -25,12 +33,13 @@ TRAINING_SAMPLES = {
     "imagenet2012": 1281167,
 }
 IMAGE_SHAPES = {
+    "wine": (1, 13, 1),
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
     "cifar10": (32, 32, 3),
     "cifar100": (32, 32, 3),
 }
-CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
+CLASSES = {"wine": 3, "digits": 10, "mnist": 10, "cifar10": 10, "cifar100": 100}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Preset:
     """
 
     dataset: str
-    network: ResNetConfig
+    network: Architecture
     training: TrainingConfig
     expected: str
 
@@ -55,28 +64,33 @@ class Preset:
         return training_cost(self.network, self.training, TRAINING_SAMPLES[self.dataset])
 
 
-def training_cost(network: ResNetConfig, training: TrainingConfig, samples: int) -> float:
+def training_cost(network: Architecture, training: TrainingConfig, samples: int) -> float:
     """Multiply-adds of a training on `samples` images: forward, twice that backward, and exits."""
     macs = counts.multiply_adds(network)
     exits = macs.exits.sum() if training.stage_cost > 0 else 0
     return 3.0 * samples * training.epochs * float(macs.total + exits)
 
 
-def paper_preset(
-    dataset: str, architecture: str, blocks: int, exits: Exits, expected: str = ""
-) -> Preset:
-    """A run in the paper's setting (A.1); SubResNets of the standard network keep its stages."""
+def paper_network(dataset: str, architecture: str, blocks: int, exits: Exits) -> ResNetConfig:
+    """A network of the paper (A.1); SubResNets of the standard one keep its levels."""
     fields: dict[str, Any] = {
         "image_shape": IMAGE_SHAPES[dataset],
         "classes": CLASSES[dataset],
         "exits": exits,
     }
     if architecture == "standard":
-        network = ResNetConfig.standard(PAPER_BLOCKS, **fields).subresnet(blocks)
-    else:
-        filters = 64 if dataset.startswith("cifar") else 32
-        network = ResNetConfig.homogeneous(blocks, filters, **fields)
+        return ResNetConfig.standard(PAPER_BLOCKS, **fields).subresnet(blocks)
+    filters = 64 if dataset.startswith("cifar") else 32
+    return ResNetConfig.homogeneous(blocks, filters, **fields)
+
+
+def paper_preset(
+    dataset: str, architecture: str, blocks: int, exits: Exits, expected: str = ""
+) -> Preset:
+    """A run in the paper's setting (A.1)."""
+    network = paper_network(dataset, architecture, blocks, exits)
     training = TrainingConfig(
+        optimizer=SGD(milestones=(82, 123)),
         stage_cost=0.0 if exits == "none" else 0.02,
         augmentation="crop_flip" if dataset.startswith("cifar") else "none",
     )
@@ -87,7 +101,7 @@ def _imagenet_preset(depth: int, exits: Exits, accuracy: str) -> Preset:
     training = TrainingConfig(
         epochs=90,
         batch_size=256,
-        milestones=(30, 60, 80),
+        optimizer=SGD(milestones=(30, 60, 80)),
         stage_cost=0.0 if exits == "none" else 0.02,
         augmentation="resized_crop_flip",
     )
@@ -134,8 +148,7 @@ PRESETS["digits_homogeneous12_shared"] = Preset(
     training=TrainingConfig(
         epochs=50,
         batch_size=32,
-        milestones=(30, 42),
-        weight_decay=2e-3,
+        optimizer=SGD(milestones=(30, 42), weight_decay=2e-3),
         stage_cost=0.05,
         augmentation="crop",
         validation=0.15,
@@ -143,12 +156,25 @@ PRESETS["digits_homogeneous12_shared"] = Preset(
     expected="96 to 98.6 % (ours; the run of `make demo`)",
 )
 
+PRESETS["digits_residual_mlp12_shared"] = Preset(
+    dataset="digits",
+    network=ResidualMLPConfig(blocks=12, width=64, image_shape=IMAGE_SHAPES["digits"]),
+    training=TrainingConfig(
+        epochs=50,
+        batch_size=32,
+        optimizer=AdamW(),
+        stage_cost=0.05,
+        validation=0.15,
+    ),
+    expected="TODO",
+)
+
 PRESETS["mnist_homogeneous12_small"] = Preset(
     dataset="mnist",
     network=ResNetConfig.homogeneous(12, 16, image_shape=IMAGE_SHAPES["mnist"], stem_stride=2),
     training=TrainingConfig(
         epochs=10,
-        milestones=(6, 9),
+        optimizer=SGD(milestones=(6, 9)),
         augmentation="crop",
         validation=0.05,
     ),
@@ -156,27 +182,117 @@ PRESETS["mnist_homogeneous12_small"] = Preset(
 )
 
 
-def preset_for(dataset: str, epochs: int | None = None) -> Preset:
+def _study_preset(dataset: str, network: Architecture, expected: str) -> Preset:
+    """A network of the studies of OCNOpt with OCNOpt: 20 epochs as there, and a cosine to end."""
+    small = TRAINING_SAMPLES[dataset] < 10_000
+    training = TrainingConfig(
+        epochs=20,
+        batch_size=32 if small else 128,
+        optimizer=OCNOpt(learning_rate=0.03),
+        stage_cost=0.0,
+    )
+    network = replace(network, image_shape=IMAGE_SHAPES[dataset], classes=CLASSES[dataset])
+    return Preset(dataset, network, training, expected)
+
+
+_DENSE = MLPConfig(hidden=(32, 32, 32, 32))
+_CONVOLUTIONS = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
+_SMALL_CONVOLUTIONS = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
+_TANH = replace(_DENSE, activation="tanh")
+
+PRESETS |= {
+    "wine_fcn": _study_preset("wine", _TANH, "TODO"),
+    "digits_fcn": _study_preset("digits", _TANH, "TODO"),
+    "digits_cnn": _study_preset("digits", _SMALL_CONVOLUTIONS, "TODO"),
+    "digits_resnet": _study_preset("digits", ResNetConfig.homogeneous(4, 8, exits="none"), "TODO"),
+    "mnist_fcn": _study_preset("mnist", _DENSE, "TODO"),
+    "mnist_cnn": _study_preset("mnist", _CONVOLUTIONS, "TODO"),
+    "cifar10_cnn": _study_preset("cifar10", _CONVOLUTIONS, "TODO"),
+}
+
+DEFAULT_NETWORKS: dict[str, Architecture] = {
+    name: ResNetConfig.homogeneous(12, 16) if family is ResNetConfig else family()
+    for name, family in families.FAMILIES.items()
+}
+"""A network of each family that suits small images."""
+
+DEFAULT_OPTIMIZERS: dict[str, Optimizer] = {
+    name: optimizer() for name, optimizer in OPTIMIZERS.items()
+}
+
+
+def preset_for(dataset: str, family: str = "resnet") -> Preset:
     """Where a run on any small images starts that has no preset of its own.
 
     Args:
       dataset: name of the data, or path of a `.npz` file.
-      epochs: passes over it; None: 30. The learning rate drops after 60 and 85 % of them.
+      family: of the network. Without batch norm, the rate of SGD would have to be found for every
+        data set: other families than "resnet" have AdamW.
     """
-    epochs = 30 if epochs is None else epochs
-    milestones = {round(share * epochs) for share in (0.6, 0.85)} - {0, epochs}
+    network = DEFAULT_NETWORKS[family]
     return Preset(
         dataset=dataset,
-        network=ResNetConfig.homogeneous(12, 16),
+        network=network,
         training=TrainingConfig(
-            epochs=epochs,
+            epochs=30,
             batch_size=64,
-            milestones=tuple(sorted(milestones)),
-            stage_cost=0.05,
+            optimizer=SGD(milestones=(0.6, 0.85)) if family == "resnet" else AdamW(),
+            stage_cost=0.05 if isinstance(network, ResidualArchitecture) else 0.0,
             validation=0.1,
         ),
         expected="unknown",
     )
+
+
+def of_family(preset: Preset, family: str) -> Preset:
+    """A preset with the default network of another family, and without stage cost where it has no
+    exits to pay it on."""
+    network = DEFAULT_NETWORKS[family]
+    if network.outputs == 1:
+        preset = replace(preset, training=replace(preset.training, stage_cost=0.0))
+    return replace(preset, network=network)
+
+
+def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture:
+    """A network with these fields; of a residual network one number of blocks is split evenly over
+    its levels, and a SubResNet has the first ones of the paper's 54.
+
+    Raises:
+      ValueError: for an impossible network.
+    """
+    if not isinstance(network, ResNetConfig):
+        return replace(network, **given)
+    filters, blocks = (given.get(name, getattr(network, name)) for name in ("filters", "blocks"))
+    if "blocks" not in given and len(filters) != len(blocks):
+        blocks = (network.depth,)
+    if len(blocks) == 1 and len(filters) > 1:
+        of_subresnet = 0 in network.blocks
+        whole = ResNetConfig.standard(PAPER_BLOCKS if of_subresnet else blocks[0], filters)
+        blocks = whole.subresnet(blocks[0]).blocks
+    return replace(network, **{**given, "blocks": blocks})
+
+
+def with_optimizer(training: TrainingConfig, name: str) -> TrainingConfig:
+    """A training with another optimizer, at that one's own learning rate; it keeps schedule,
+    clipping and weight decay."""
+    kept = {
+        field.name: getattr(training.optimizer, field.name)
+        for field in fields(Optimizer)
+        if field.name != "learning_rate"
+    }
+    return replace(training, optimizer=OPTIMIZERS[name](**kept))
+
+
+def with_epochs(training: TrainingConfig, epochs: int) -> TrainingConfig:
+    """A training of another length, whose milestones stay at the same shares of it."""
+    milestones = training.optimizer.milestones
+    if epochs != training.epochs and epochs > 0:
+        milestones = tuple(
+            milestone / training.epochs if isinstance(milestone, int) else milestone
+            for milestone in milestones
+        )
+    optimizer = replace(training.optimizer, milestones=milestones)
+    return replace(training, epochs=epochs, optimizer=optimizer)
 
 
 def describe(rate: float) -> str:

@@ -3,12 +3,18 @@
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import jax
+
+from ocresnet.costs import make_cost
 from ocresnet.data.sources import open_dataset
 from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.exits import calibrate_exits
+from ocresnet.stage_cost.trajectory import Trajectory
+from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.network import Network
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.evaluation import evaluate
 from ocresnet.training.restore import Checkpoint, load_configs, restore_network
 
 from .flag_kinds import Flag, FlagValues, Section
@@ -19,7 +25,8 @@ class FinishedRun(NamedTuple):
 
     Attributes:
       workdir: its folder.
-      network: its network, with exits (calibrated on the training set if it was trained without).
+      network: its network; one with residual blocks has exits (calibrated on the training set if
+        it was trained without stage cost).
       training: its training configuration.
       data: its data, split as in training.
       unsplit_data: the same before a validation set was held out.
@@ -30,6 +37,25 @@ class FinishedRun(NamedTuple):
     training: TrainingConfig
     data: TrainingData
     unsplit_data: TrainingData
+
+    def measure(self, network: Network, part: str, *, own_output: bool = False) -> Trajectory:
+        """A network on a part of the run's data, with the run's loss, on all local devices.
+
+        Args:
+          network: the run's, or another one for the same data.
+          part: "train", "validation" or "test".
+          own_output: measure the network's own output only.
+        """
+        training = self.training
+        return evaluate(
+            network,
+            self.data.images(part),
+            self.data.labels(part),
+            loss=make_cost(training.loss, training.label_smoothing).value,
+            devices=jax.local_devices(),
+            own_output=own_output,
+            execution=training.execution,
+        )
 
 
 class FinishedRunFlags:
@@ -95,6 +121,7 @@ def load_run(
     data = unsplit_data.split(training.validation, training.seed)
     if data.fingerprint != description["fingerprint"]:
         raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
-    if training.stage_cost == 0:
+    blocks = isinstance(network.architecture, ResidualArchitecture)
+    if blocks and training.stage_cost == 0:
         network = calibrate_exits(network, data.images("train"), execution=training.execution)
     return FinishedRun(workdir, network, training, data, unsplit_data)

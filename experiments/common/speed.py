@@ -3,14 +3,17 @@
 import numpy as np
 
 from ocresnet.data.dataset import Dataset
-from ocresnet.systems.resnet_config import ResNetConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit
+from ocresnet.training.optimizers import SGD
 
 from .presets import training_cost
 
 NETWORK = ResNetConfig.homogeneous(6, 32, image_shape=(16, 16, 3), exits="none")
-TRAINING = TrainingConfig(epochs=3, batch_size=32, milestones=(), stage_cost=0.0)
+TRAINING = TrainingConfig(
+    epochs=3, batch_size=32, optimizer=SGD(schedule="constant"), stage_cost=0.0
+)
 SAMPLES = 256
 
 MEASUREMENT = (

@@ -18,9 +18,8 @@ from typing import get_args
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section
-from ..common.presets import IMAGE_SHAPES
 from . import artefacts, runs
-from .plan import SCALES, Artefact, default_artefacts, plan
+from .plan import DATASETS, SCALES, Artefact, default_artefacts, plan
 
 
 class Flags:
@@ -34,9 +33,7 @@ class Flags:
             "Tables and figures to make. Default: all the paper has.",
             None,
         )
-        self.dataset = section.choice(
-            "dataset", IMAGE_SHAPES, "What the networks learn.", "cifar10"
-        )
+        self.dataset = section.choice("dataset", DATASETS, "What the networks learn.", "cifar10")
         self.scale = section.choice("scale", SCALES, "How large the experiment is.", "small")
         self.seeds = section.whole(
             "seeds", "Runs of each network, with seeds 0, 1, ...", 1, least=1

@@ -12,19 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from ocresnet.systems.resnet_config import Exits, ResNetConfig
+from ocresnet.systems import architecture as systems
+from ocresnet.systems.architecture import Exits
 from ocresnet.training.config import TrainingConfig
 
 from ..common.presets import (
-    IMAGE_SHAPES,
     PAPER_BLOCKS,
     TRAINING_SAMPLES,
     Preset,
+    paper_network,
     paper_preset,
     training_cost,
 )
 
 Architecture = Literal["homogeneous", "standard"]
+DATASETS = ("digits", "mnist", "cifar10", "cifar100")
+
 Artefact = Literal["table1", "table2", "table3", "figure2", "figure3", "figure4", "figure5"]
 
 
@@ -83,7 +86,7 @@ EPOCHS: dict[tuple[str, str], tuple[int, tuple[int, ...]]] = {
 }
 """{(scale, data set): epochs and milestones}, where they are not the paper's."""
 
-for _name in IMAGE_SHAPES:
+for _name in DATASETS:
     EPOCHS["smoke", _name] = (1, ())
 
 
@@ -101,7 +104,7 @@ class PlannedRun(NamedTuple):
     name: str
     data: str
     samples: int
-    network: ResNetConfig
+    network: systems.Architecture
     training: TrainingConfig
 
     @property
@@ -187,18 +190,20 @@ def _shrunk_preset(
     filters = (width, 2 * width, 4 * width) if architecture == "standard" else (width,)
     preset = paper_preset(dataset, architecture, PAPER_BLOCKS, exits)
     network = replace(
-        preset.network,
+        paper_network(dataset, architecture, PAPER_BLOCKS, exits),
         filters=filters,
         blocks=(scale.blocks // len(filters),) * len(filters),
         stem_stride=1 if dataset == "digits" else 2,
     )
     epochs, milestones = EPOCHS[scale_name, dataset]
+    optimizer = preset.training.optimizer
     training = replace(
         preset.training,
         epochs=epochs,
         batch_size=32 if dataset == "digits" else 128,
-        milestones=milestones,
-        weight_decay=10 * preset.training.weight_decay,
+        optimizer=replace(
+            optimizer, milestones=milestones, weight_decay=10 * optimizer.weight_decay
+        ),
         stage_cost=preset.training.stage_cost * PAPER_BLOCKS / scale.blocks,
     )
     return replace(preset, network=network.subresnet(blocks), training=training)

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,8 @@ from ocresnet.data.sources import load_dataset
 from ocresnet.stage_cost.state_changes import state_changes
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import network as networks
+from ocresnet.systems.architecture import residual
+from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
@@ -36,7 +37,9 @@ def state_of(run: PlannedRun, folder: Path) -> State:
         return "to do"
     found = training_of(folder, run.name)
     if found != run.training:
-        records.refuse_other_config(asdict(found), asdict(run.training), str(workdir))
+        records.refuse_other_config(
+            configs.describe(found), configs.describe(run.training), str(workdir)
+        )
     done = (workdir / records.TRAJECTORY).exists() and (workdir / records.NETWORK).is_dir()
     return "finished" if done else "interrupted"
 
@@ -59,7 +62,7 @@ def describe(runs: Sequence[PlannedRun], folder: Path, rate: float) -> str:
             [
                 run.name,
                 state,
-                run.network.depth,
+                residual(run.network).depth,
                 run.training.epochs,
                 f"{run.cost:.1e}",
                 f"{hours:.2f}",

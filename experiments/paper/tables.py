@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ocresnet.stage_cost import bounds
-from ocresnet.systems.resnet_config import Exits
+from ocresnet.systems.architecture import Exits
 from ocresnet.training.config import TrainingConfig
 
 from ..common.reports import markdown_table
@@ -103,7 +103,8 @@ def bounds_table(
             row += list(paper[blocks][1:])
         rows.append(row)
     notes = [
-        f"gamma = {full.stage_cost:g}, lambda = {full.weight_decay:g}, N = {scale.blocks}.",
+        f"gamma = {full.stage_cost:g}, lambda = {full.optimizer.weight_decay:g}, "
+        f"N = {scale.blocks}.",
         "Training losses are without augmentation, in inference mode (running statistics) and in "
         "training mode (statistics of each batch).",
         "L_bar_avg is Theorem 2 as it is proved; 'as printed' is the formula that the paper's "
@@ -121,7 +122,7 @@ def _bounds(
 ) -> list[float]:
     """L_bar; J_N, J_bar and the gap; L_avg, L_bar_avg and the gap; L_bar_avg as printed."""
     losses = shallow[mode]["losses"]
-    gamma, decay = training.stage_cost, training.weight_decay
+    gamma, decay = training.stage_cost, training.optimizer.weight_decay
     first = bounds.tightness(
         bounds.theorem1(
             losses,

@@ -1,4 +1,4 @@
-"""Where data comes from: bundled digits, TFDS (without TensorFlow), or `.npz` files."""
+"""Where data comes from: bundled digits and wine, TFDS (without TensorFlow), or `.npz` files."""
 
 import importlib
 import os
@@ -18,9 +18,11 @@ TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 STREAMED = {"imagenet2012": 224}
 """TFDS data sets too large for memory, and height and width of the images cut out of theirs."""
 
-NAMES = ("digits", *TFDS_NAMES, *STREAMED)
+NAMES = ("digits", "wine", *TFDS_NAMES, *STREAMED)
 
 DIGITS_TEST_SAMPLES = 360
+WINE_TEST_SHARE = 5
+"""One sample in so many is for tests."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 """What a `.npz` file must hold."""
@@ -47,10 +49,11 @@ def load_dataset(
 
     Args:
       name: "digits" (bundled with scikit-learn; the last 360 samples in file order, by other
-        writers, are the test set); one of TFDS's "mnist", "fashion_mnist", "cifar10", "cifar100",
-        "svhn_cropped", prepared as array_record; or the path of a `.npz` file with train_images,
-        train_labels, test_images and test_labels. With "[:n]" behind it, as in "mnist[:10000]",
-        only the first n training samples are kept.
+        writers, are the test set); "wine" (bundled likewise: 13 measurements, standardised and
+        quantised to bytes, as images of height 1; a random fifth is the test set); one of TFDS's
+        "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", prepared as array_record;
+        or the path of a `.npz` file with train_images, train_labels, test_images and test_labels.
+        With "[:n]" behind it, as in "mnist[:10000]", only the first n training samples are kept.
       data_dir: folder of the TFDS data; None is TFDS's own default.
       download: let TFDS download and prepare what is missing.
 
@@ -68,6 +71,8 @@ def load_dataset(
         return replace(whole.first(int(first[2])), source=name)
     if name == "digits":
         return _digits()
+    if name == "wine":
+        return _wine()
     if str(name).endswith(".npz"):
         return _npz(Path(name))
     if name in TFDS_NAMES:
@@ -89,6 +94,17 @@ def _digits() -> Dataset:
     return Dataset(
         "digits", images[train], labels[train], images[test], labels[test], source="digits"
     )
+
+
+def _wine() -> Dataset:
+    wine = _import("sklearn.datasets", "scikit-learn", "demo").load_wine()
+    order = np.random.default_rng(0).permutation(len(wine.target))
+    features, labels = wine.data[order], wine.target[order].astype(np.int32)
+    test = np.arange(len(labels)) % WINE_TEST_SHARE == 0
+    mean, deviation = features[~test].mean(0), features[~test].std(0)
+    scaled = 128 + 32 * (features - mean) / deviation
+    images = np.clip(scaled.round(), 0, 255).astype(np.uint8)[:, None, :, None]
+    return Dataset("wine", images[~test], labels[~test], images[test], labels[test], source="wine")
 
 
 def _npz(path: Path) -> Dataset:
