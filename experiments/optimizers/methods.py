@@ -10,9 +10,9 @@ from ocresnet.training.optimizers import EKFAC, SGD, AdamW, OCNOpt, Optimizer, R
 Base = Literal["sgd", "rmsprop", "adam", "ekfac"]
 
 ALONE: dict[Base, Optimizer] = {
-    "sgd": SGD(schedule="constant", momentum=0.0),
+    "sgd": SGD(schedule="constant", momentum=0.0, weight_decay=0.0),
     "rmsprop": RMSprop(schedule="constant"),
-    "adam": AdamW(schedule="constant"),
+    "adam": AdamW(schedule="constant", weight_decay=0.0),
     "ekfac": EKFAC(schedule="constant", momentum=0.0),
 }
 
@@ -30,7 +30,8 @@ def make_method(
     refresh: tuple[int, int] = (5, 20),
     **fields: Any,
 ) -> Optimizer:
-    """An optimizer without momentum, at a constant learning rate, unless its fields say otherwise.
+    """An optimizer without momentum and weight decay, at a constant learning rate, unless its
+    fields say otherwise.
 
     Args:
       base: which; "adam" has no curvature that feedback could be put on.

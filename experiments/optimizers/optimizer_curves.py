@@ -30,21 +30,26 @@ from .tasks import Task
 
 REFRESH = (20, 100)
 
-_sgd = partial(make_method, "sgd", momentum=0.9, schedule="milestones")
-_ekfac = partial(make_method, "ekfac", refresh=REFRESH, schedule="milestones")
+_sgd = partial(make_method, "sgd", momentum=0.9, schedule="milestones", weight_decay=1e-4)
+_ekfac = partial(
+    make_method,
+    "ekfac",
+    refresh=REFRESH,
+    learning_rate=0.03,
+    schedule="milestones",
+    weight_decay=1e-4,
+)
 
-METHODS: dict[str, tuple[float, Optimizer]] = {
-    "SGD, momentum": (0.1, _sgd()),
-    "OCNOpt identity, stacked": (0.1, _sgd("stacked")),
-    "OCNOpt identity, joint 4": (0.1, _sgd("joint", rollout="linear", groups=4)),
-    "SGD, momentum, rate x 10": (1.0, _sgd()),
-    "OCNOpt identity, stacked, rate x 10": (1.0, _sgd("stacked")),
-    "EKFAC": (0.03, _ekfac()),
-    "OCNOpt EKFAC, stacked": (0.03, _ekfac("stacked")),
-    "OCNOpt EKFAC, joint 4": (0.03, _ekfac("joint", rollout="linear", groups=4)),
+METHODS: dict[str, Optimizer] = {
+    "SGD, momentum": _sgd(learning_rate=0.1),
+    "OCNOpt identity, stacked": _sgd("stacked", learning_rate=0.1),
+    "OCNOpt identity, joint 4": _sgd("joint", rollout="linear", groups=4, learning_rate=0.1),
+    "SGD, momentum, rate x 10": _sgd(learning_rate=1.0),
+    "OCNOpt identity, stacked, rate x 10": _sgd("stacked", learning_rate=1.0),
+    "EKFAC": _ekfac(),
+    "OCNOpt EKFAC, stacked": _ekfac("stacked"),
+    "OCNOpt EKFAC, joint 4": _ekfac("joint", rollout="linear", groups=4),
 }
-
-WEIGHT_DECAY = 1e-4
 
 
 class Flags(StudyFlags):
@@ -57,7 +62,7 @@ class Flags(StudyFlags):
         self.parts = Section(values, "How").whole("parts", "Points of a curve.", 20, least=1)
 
 
-def measure(task: Task, method: Optimizer, rate: float, flags: Flags) -> dict[str, Any]:
+def measure(task: Task, method: Optimizer, flags: Flags) -> dict[str, Any]:
     """Losses over the parts of a run, means over its steps and the seeds, the seconds they take,
     and final accuracies."""
     parts = flags.parts.value
@@ -65,13 +70,13 @@ def measure(task: Task, method: Optimizer, rate: float, flags: Flags) -> dict[st
     length = steps // parts
     if length == 0:
         raise ValueError(f"{parts} parts need at least as many steps; there are {steps}.")
-    found = run_grid(task, method, [rate], WEIGHT_DECAY, flags)
+    found = run_grid(task, method, [method.learning_rate], method.weight_decay, flags)
     objectives = found.objectives[0, :, : parts * length]
     losses = objectives.reshape(-1, parts, length).mean(axis=-1)
     ends = length * np.arange(1, parts + 1)
     return {
         "settings": describe(method),
-        "learning_rate": rate,
+        "learning_rate": method.learning_rate,
         "steps": ends,
         "seconds": ends * seconds_of_step(task, method, flags),
         "losses": losses.mean(axis=0),
@@ -112,8 +117,8 @@ def study(flags: Flags) -> None:
     """Run every method, and write table and figure."""
     task = flags.task()
     found = flags.study(parts=flags.parts.value)
-    for name, (rate, method) in flags.chosen(METHODS).items():
-        row = found.row({"method": name}, partial(measure, task, method, rate, flags))
+    for name, method in flags.chosen(METHODS).items():
+        row = found.row({"method": name}, partial(measure, task, method, flags))
         print(f"{name}: {row['losses'][-1]:.4f}", flush=True)
     text = table(found.rows)
     print(text)
