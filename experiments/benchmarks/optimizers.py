@@ -2,47 +2,52 @@
 
   python -m experiments.benchmarks.optimizers --output=results/benchmark_optimizers/two_cores
 
-A step is forward pass, backward pass and update, compiled; the backward pass of OCNOpt is its own
-(`linearize`). For the dense, the convolutional and the residual network of `optimizers.tasks`:
-identity curvature in every form of feedback over SGD; EKFAC over SGD and with feedback over itself,
-both on average over the steps between two eigendecompositions; Adam. Memory is what XLA allocates
-for intermediate values, over that of the base optimizer's step. Writes <output>.json and .md, and
-.jsonl as it goes: the same command measures what is not there yet.
+A step is that of `fit`, compiled: forward pass, backward pass and update; the problem is linearised
+once, and OCNOpt is handed the result. For the dense, the convolutional and the residual network of
+`optimizers.tasks`: identity curvature in every form of feedback over SGD; EKFAC over SGD and with
+feedback over itself, both on average over the steps between two eigendecompositions; Adam. Memory
+is what XLA allocates for intermediate values, over that of the base optimizer's step. Writes
+<output>.json and .md, and .jsonl as it goes: the same command measures what is not there yet.
 """
 
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from ocresnet.training.optimizers import OCNOpt, Optimizer
 
 from ..common import command_line, reports
 from ..common.flag_kinds import FlagValues, Section
-from ..optimizers.runs import Method, Task, make_run
-from ..optimizers.tasks import NETWORKS, make_task
+from ..optimizers.methods import make_method
+from ..optimizers.runs import training_of
+from ..optimizers.tasks import NETWORKS, Task, make_task
 from .timing import ratio
+from .training_step import TrainingStep
 
 REFRESH = (10, 100)
 
-METHODS: dict[str, tuple[str, Method]] = {
-    "SGD": ("SGD", Method("sgd")),
-    "Adam": ("SGD", Method("adam")),
-    "identity, stacked linear": ("SGD", Method("sgd", "stacked", "linear")),
-    "identity, stacked nonlinear": ("SGD", Method("sgd", "stacked")),
-    "identity, joint 8 linear": ("SGD", Method("sgd", "joint", "linear", groups=8)),
-    "identity, joint 8 nonlinear": ("SGD", Method("sgd", "joint", groups=8)),
-    "identity, per sample": ("SGD", Method("sgd", "per_sample")),
-    "EKFAC": ("SGD", Method("ekfac", refresh=REFRESH)),
-    "EKFAC, stacked linear": ("EKFAC", Method("ekfac", "stacked", "linear", refresh=REFRESH)),
-    "EKFAC, stacked nonlinear": ("EKFAC", Method("ekfac", "stacked", refresh=REFRESH)),
-    "EKFAC, joint 8 linear": (
-        "EKFAC",
-        Method("ekfac", "joint", "linear", groups=8, refresh=REFRESH),
-    ),
+LEARNING_RATE = 1e-4
+"""So small that nothing diverges on the fixed batch."""
+
+_sgd = partial(make_method, "sgd", learning_rate=LEARNING_RATE)
+_ekfac = partial(make_method, "ekfac", refresh=REFRESH, learning_rate=LEARNING_RATE)
+
+METHODS: dict[str, tuple[str, Optimizer]] = {
+    "SGD": ("SGD", _sgd()),
+    "Adam": ("SGD", make_method("adam", learning_rate=LEARNING_RATE)),
+    "identity, stacked linear": ("SGD", _sgd("stacked", rollout="linear")),
+    "identity, stacked nonlinear": ("SGD", _sgd("stacked")),
+    "identity, joint 8 linear": ("SGD", _sgd("joint", rollout="linear", groups=8)),
+    "identity, joint 8 nonlinear": ("SGD", _sgd("joint", groups=8)),
+    "identity, per sample": ("SGD", _sgd("per_sample")),
+    "EKFAC": ("SGD", _ekfac()),
+    "EKFAC, stacked linear": ("EKFAC", _ekfac("stacked", rollout="linear")),
+    "EKFAC, stacked nonlinear": ("EKFAC", _ekfac("stacked")),
+    "EKFAC, joint 8 linear": ("EKFAC", _ekfac("joint", rollout="linear", groups=8)),
 }
 """{name: (what it is compared with, method)}."""
 
@@ -64,59 +69,31 @@ class Flags:
             "output", "Where to write, without extension; what is found there is not run again."
         )
 
-    def methods(self) -> dict[str, tuple[str, Method]]:
+    def methods(self) -> dict[str, tuple[str, Optimizer]]:
         """The steps that are wanted, and those that they are compared with."""
         wanted = {base for name in self._methods.value for base in (name, METHODS[name][0])}
         return {name: method for name, method in METHODS.items() if name in wanted | {"SGD"}}
 
 
-class Step:
-    """A compiled step on its own state and a fixed batch; calling it takes one step."""
-
-    def __init__(self, task: Task, method: Method, batch_size: int) -> None:
-        run = make_run(task, method, 1, batch_size)
-        rate, decay = jnp.asarray(1e-4), jnp.asarray(0.0)
-        self._state, order = jax.jit(run.start)(rate, decay, jnp.asarray(0))
-        self._advance = (
-            jax.jit(run.advance, donate_argnums=0)
-            .lower(self._state, rate, decay, order[:1])
-            .compile()
-        )
-        self._arguments = (rate, decay, order[:1])
-
-    def __call__(self) -> None:
-        self._state, loss = self._advance(self._state, *self._arguments)
-        jax.block_until_ready(loss)
-
-    @property
-    def temporary_megabytes(self) -> float:
-        """What XLA allocates for intermediate values."""
-        analysis = self._advance.memory_analysis()
-        return float("nan") if analysis is None else analysis.temp_size_in_bytes / 1e6
-
-
-def measure(steps: dict[str, Step], repeats: dict[str, int], rounds: int) -> dict[str, np.ndarray]:
+def measure(
+    steps: dict[str, TrainingStep], repeats: dict[str, int], rounds: int
+) -> dict[str, np.ndarray]:
     """Seconds a step, averaged over `repeats` of them, in turn: {name: [rounds]}."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                step()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
+            seconds[name].append(step.seconds(repeats[name]))
     return {name: np.array(values) for name, values in seconds.items()}
 
 
 def compare(network: str, batch_size: int, flags: Flags) -> dict[str, Any]:
     """Every step of one network and batch size."""
     methods = flags.methods()
-    task = make_task(network, flags.data.value, 2 * batch_size)
-    if jax.tree.leaves(task.init(jax.random.key(0)).batch_stats):
-        methods = {name: m for name, m in methods.items() if m[1].feedback != "per_sample"}
-    steps = {name: Step(task, method, batch_size) for name, (_, method) in methods.items()}
-    first = {name: _seconds(step) for name, step in steps.items()}
+    task = make_task(network, flags.data.value, batch_size)
+    if jax.tree.leaves(jax.eval_shape(task.architecture.init, jax.random.key(0)).batch_stats):
+        methods = {name: m for name, m in methods.items() if not _is_per_sample(m[1])}
+    steps = {name: _make_step(task, method, batch_size) for name, (_, method) in methods.items()}
+    first = {name: step.seconds(1) for name, step in steps.items()}
     # Long enough to measure; EKFAC over whole periods, so that refreshes count as they should.
     repeats = {
         name: REFRESH[1] if "EKFAC" in name else max(1, min(100, int(0.2 / first[name])))
@@ -139,11 +116,13 @@ def compare(network: str, batch_size: int, flags: Flags) -> dict[str, Any]:
     }
 
 
-def _seconds(step: Callable[[], Any]) -> float:
-    step()
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+def _make_step(task: Task, method: Optimizer, batch_size: int) -> TrainingStep:
+    config = training_of(task, method, epochs=1, batch_size=batch_size)
+    return TrainingStep(task.architecture, config, task.data.train_images, task.data.train_labels)
+
+
+def _is_per_sample(method: Optimizer) -> bool:
+    return isinstance(method, OCNOpt) and method.feedback == "per_sample"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,6 @@ same command measures what is not there yet.
 
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,18 +26,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
 
-from ocresnet.data.batches import Batch
-from ocresnet.systems import resnet
 from ocresnet.systems.convolution import convolution
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Execution
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.optimizer import paper_optimizer
-from ocresnet.training.step import init_state, make_train_step
 
 from ..common import command_line, reports
 from ..common.flag_kinds import FlagValues, Section
 from .timing import alternate, ratio
+from .training_step import TrainingStep
 
 GAMMA = 0.02
 
@@ -145,43 +142,20 @@ def images_and_labels(network: ResNetConfig, batch_size: int) -> tuple[np.ndarra
     return images, rng.integers(0, network.classes, batch_size)
 
 
-class Step:
-    """A compiled training step on its own state and a fixed batch; calling it takes one step."""
-
-    def __init__(
-        self, network: ResNetConfig, stage_cost: float, batch_size: int, **how: Any
-    ) -> None:
-        config = TrainingConfig(stage_cost=stage_cost, execution=Execution(**how))
-        self.variables = resnet.init(network, jax.random.key(0))
-        optimizer = paper_optimizer(config, self.variables.params, steps_per_epoch=100)
-        state = init_state(network, config, self.variables, optimizer)
-        batch = Batch(*map(jnp.asarray, images_and_labels(network, batch_size)))
-        start = time.perf_counter()
-        self._compiled = (
-            jax.jit(make_train_step(network, config, optimizer)).lower(state, batch).compile()
-        )
-        self._state, info = self._compiled(state, batch)
-        self.first_objective = float(info.objective)
-        self.first_call_seconds = time.perf_counter() - start
-        self._batch = batch
-
-    def __call__(self) -> float:
-        self._state, info = self._compiled(self._state, self._batch)
-        return float(info.objective)
-
-    @property
-    def temporary_megabytes(self) -> float:
-        """What XLA allocates for intermediate values."""
-        analysis = self._compiled.memory_analysis()
-        return float("nan") if analysis is None else analysis.temp_size_in_bytes / 1e6
+def make_step(
+    network: ResNetConfig, stage_cost: float, batch_size: int, **execution: Any
+) -> TrainingStep:
+    """A step of the paper's training."""
+    config = TrainingConfig(stage_cost=stage_cost, execution=Execution(**execution))
+    return TrainingStep(network, config, *images_and_labels(network, batch_size))
 
 
 def stage_cost(setting: Setting) -> Measurements:
     def measure(name: str) -> list[Line]:
         network, batch_size = setting.cases[name]
         steps = {
-            "plain": Step(replace(network, exits="none"), 0.0, batch_size),
-            "stage cost": Step(network, GAMMA, batch_size),
+            "plain": make_step(replace(network, exits="none"), 0.0, batch_size),
+            "stage cost": make_step(network, GAMMA, batch_size),
         }
         seconds = alternate(steps, setting.rounds)
         what = f"{name}, batch {batch_size}: stage cost / plain"
@@ -195,9 +169,9 @@ def overhead(setting: Setting) -> Measurements:
         network = ResNetConfig.homogeneous(blocks, filters)
         batch_size = setting.homogeneous_batch_size
         steps = {
-            "plain": Step(replace(network, exits="none"), 0.0, batch_size),
-            "shared": Step(network, GAMMA, batch_size),
-            "separate": Step(replace(network, exits="separate"), GAMMA, batch_size),
+            "plain": make_step(replace(network, exits="none"), 0.0, batch_size),
+            "shared": make_step(network, GAMMA, batch_size),
+            "separate": make_step(replace(network, exits="separate"), GAMMA, batch_size),
         }
         seconds = alternate(steps, setting.rounds)
         lines = []
@@ -216,11 +190,11 @@ def overhead(setting: Setting) -> Measurements:
 def scan(setting: Setting) -> Measurements:
     def measure() -> list[Line]:
         network, batch_size = replace(setting.standard, exits="none"), setting.batch_size
-        steps: dict[str, Step] = {
-            "scanned": Step(network, 0.0, batch_size),
-            "unrolled": Step(network, 0.0, batch_size, unroll=True),
+        steps: dict[str, TrainingStep] = {
+            "scanned": make_step(network, 0.0, batch_size),
+            "unrolled": make_step(network, 0.0, batch_size, unroll=True),
         }
-        shallow = Step(ResNetConfig.standard(18, exits="none"), 0.0, batch_size)
+        shallow = make_step(ResNetConfig.standard(18, exits="none"), 0.0, batch_size)
         seconds = alternate(steps, setting.rounds)
         first = {name: step.first_call_seconds for name, step in steps.items()}
         what = f"first call: scanned {first['scanned']:.1f} s / unrolled {first['unrolled']:.1f} s"
@@ -237,7 +211,7 @@ def scan(setting: Setting) -> Measurements:
 def remat(setting: Setting) -> Measurements:
     def measure() -> list[Line]:
         steps = {
-            kind: Step(setting.standard, GAMMA, setting.batch_size, remat=kind)
+            kind: make_step(setting.standard, GAMMA, setting.batch_size, remat=kind)
             for kind in ("none", "convolutions", "everything")
         }
         seconds = alternate(steps, setting.rounds)
@@ -261,7 +235,7 @@ def torch(setting: Setting) -> Measurements:
     def measure(name: str, gamma: float) -> list[Line]:
         network, batch_size = setting.cases[name]
         config = network if gamma else replace(network, exits="none")
-        ours = Step(config, gamma, batch_size)
+        ours = make_step(config, gamma, batch_size)
         batch = images_and_labels(config, batch_size)
         steps: dict[str, Callable[[], float]] = {"ours": ours}
         layouts = ("contiguous", "channels_last")
@@ -283,10 +257,10 @@ def torch(setting: Setting) -> Measurements:
         ]
         if gamma:
             return lines
-        stages = convolution_stages(network, batch_size)
+        levels = convolutions_of_levels(network, batch_size)
         alone: dict[str, Callable[[], float]] = {
-            "convolutions, ours": convolutions(stages),
-            "convolutions, PyTorch": torch_convolutions(stages),
+            "convolutions, ours": convolutions(levels),
+            "convolutions, PyTorch": torch_convolutions(levels),
             "step, ours": ours,
             "step, PyTorch": steps["contiguous"],
         }
@@ -317,33 +291,33 @@ PARTS: dict[str, Callable[[Setting], Measurements]] = {
 }
 
 
-def convolution_stages(
+def convolutions_of_levels(
     network: ResNetConfig, batch_size: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and kernels of each stage, for the convolutions of the network without all else."""
+    """Images and kernels of each level, for the convolutions of the network without all else."""
     rng = np.random.default_rng(0)
     size = network.image_shape[0]
-    stages = []
-    for stage, (blocks, channels) in enumerate(zip(network.blocks, network.filters, strict=True)):
-        side = size // 2**stage
+    levels = []
+    for level, (blocks, channels) in enumerate(zip(network.blocks, network.filters, strict=True)):
+        side = size // 2**level
         x = rng.normal(size=(batch_size, side, side, channels)).astype(np.float32)
         kernels = 0.02 * rng.normal(size=(blocks, 2, 3, 3, channels, channels))
-        stages.append((x, kernels.astype(np.float32)))
-    return stages
+        levels.append((x, kernels.astype(np.float32)))
+    return levels
 
 
-def convolutions(stages: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
-    """Value and gradient of sum over stages of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k)."""
+def convolutions(levels: list[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
+    """Value and gradient of sum over levels of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k)."""
 
-    def value(stages: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    def value(levels: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
         def block(x: jax.Array, kernels: jax.Array) -> tuple[jax.Array, None]:
             return x + convolution(convolution(x, kernels[0]), kernels[1]), None
 
-        ends = [jax.lax.scan(block, x, kernels)[0] for x, kernels in stages]
+        ends = [jax.lax.scan(block, x, kernels)[0] for x, kernels in levels]
         return sum((jnp.mean(jnp.square(end)) for end in ends), jnp.zeros(()))
 
     gradient = jax.jit(jax.value_and_grad(value))
-    on_device = jax.device_put(stages)
+    on_device = jax.device_put(levels)
 
     def step() -> float:
         result, slopes = gradient(on_device)

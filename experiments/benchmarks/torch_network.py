@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from ocresnet.systems.resnet_config import ResNetConfig
 from torch import nn
 
-from ocresnet.systems import resnet
-from ocresnet.systems.system import Variables, unstack
+from ocresnet.systems.blocks import blocks
+from ocresnet.systems.network import Network
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.system import Variables
 
 
 class Block(nn.Module):
-    """x -> S(x) + F(x), pre-activation; the first block of a later stage halves the resolution."""
+    """x -> S(x) + F(x), pre-activation; the first block of a later level halves the resolution."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -43,12 +44,12 @@ class TorchResNet(nn.Module):
         self.stem = nn.Conv2d(channels, filters[0], 3, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(filters[0])
         self.blocks = nn.ModuleList()
-        self.stages = []
-        for stage, count in enumerate(config.blocks):
+        self.levels = []
+        for level, count in enumerate(config.blocks):
             for index in range(count):
-                first = stage > 0 and index == 0
-                self.blocks.append(Block(filters[stage - first], filters[stage]))
-                self.stages.append(stage - first)
+                first = level > 0 and index == 0
+                self.blocks.append(Block(filters[level - first], filters[level]))
+                self.levels.append(level - first)
         self.projections = nn.ModuleList(
             nn.Conv2d(before, after, 1, 2, bias=False) for before, after in pairwise(filters)
         )
@@ -59,8 +60,8 @@ class TorchResNet(nn.Module):
         self.dense = nn.Linear(filters[-1], config.classes)
         self.with_exits = config.exits != "none"
 
-    def head(self, x: torch.Tensor, stage: int, statistics: nn.BatchNorm2d) -> torch.Tensor:
-        for projection in self.projections[stage:]:
+    def head(self, x: torch.Tensor, level: int, statistics: nn.BatchNorm2d) -> torch.Tensor:
+        for projection in self.projections[level:]:
             x = projection(x)
         x = functional.batch_norm(
             x,
@@ -75,17 +76,16 @@ class TorchResNet(nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         x = functional.relu(self.stem_norm(self.stem(images)))
         outputs = []
-        for block, stage, statistics in zip(self.blocks, self.stages, self.running, strict=True):
+        for block, level, statistics in zip(self.blocks, self.levels, self.running, strict=True):
             if self.with_exits:
-                outputs.append(self.head(x, stage, statistics))
-            x = block(x, x if block.stride == 1 else self.projections[stage](x))
+                outputs.append(self.head(x, level, statistics))
+            x = block(x, x if block.stride == 1 else self.projections[level](x))
         return [*outputs, self.head(x, len(self.projections), self.norm)]
 
 
 def load_weights(model: TorchResNet, config: ResNetConfig, variables: Variables) -> None:
     """Copy our parameters into the model."""
-    system = resnet.resnet_system(config)
-    params = unstack(system, jax.device_get(variables.params))
+    params = jax.device_get(variables.params)
 
     def convolution(target: nn.Conv2d, source: dict) -> None:
         kernel = source["kernel"]
@@ -99,12 +99,8 @@ def load_weights(model: TorchResNet, config: ResNetConfig, variables: Variables)
 
     convolution(model.stem, params["stem"]["convolution"])
     norm(model.stem_norm, params["stem"]["norm"])
-    blocks: list[dict] = []
-    for segment in resnet.block_segments(config):
-        entry = params[segment.name]
-        blocks += [entry] if segment.transition else entry
-    for block, entry in zip(model.blocks, blocks, strict=True):
-        residual = entry["residual"]
+    for block, ours in zip(model.blocks, blocks(Network(config, *variables)), strict=True):
+        residual = ours.params["residual"]
         norm(block.norm_1, residual["norm_1"])
         convolution(block.convolution_1, residual["convolution_1"])
         norm(block.norm_2, residual["norm_2"])
@@ -145,12 +141,12 @@ def torch_step(
     return step
 
 
-def torch_convolutions(stages: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
-    """Value and gradient of sum over stages of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k).
+def torch_convolutions(levels: Sequence[tuple[np.ndarray, np.ndarray]]) -> Callable[[], float]:
+    """Value and gradient of sum over levels of mean(x_N^2), x_{k+1} = x_k + w_k2 * (w_k1 * x_k).
 
     Args:
-      stages: images [batch, height, width, channels] and kernels [blocks, 2, 3, 3, channels,
-        channels] of each stage.
+      levels: images [batch, height, width, channels] and kernels [blocks, 2, 3, 3, channels,
+        channels] of each level.
     """
     prepared = [
         (
@@ -159,7 +155,7 @@ def torch_convolutions(stages: Sequence[tuple[np.ndarray, np.ndarray]]) -> Calla
                 np.ascontiguousarray(np.transpose(kernels, (0, 1, 5, 4, 2, 3))), requires_grad=True
             ),
         )
-        for x, kernels in stages
+        for x, kernels in levels
     ]
 
     def step() -> float:

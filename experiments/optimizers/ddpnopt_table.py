@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from ocresnet.training.optimizers import Optimizer
+
 from ..common import command_line
 from ..common.flag_kinds import FlagValues
 from ..common.reports import markdown_table
 from .flags import StudyFlags, spread
-from .runs import Base, Method, Task, describe, make_run, run_grid
+from .methods import Base, make_method
+from .runs import measure_rates
+from .tasks import Task
 
 REFRESH = (20, 200)
 
@@ -50,25 +54,22 @@ PAPER_DDPNOPT = {
 """Its own row: the diagonal for the dense networks, EKFAC for the convolutional ones."""
 
 
-def methods(batch_size: int) -> dict[str, tuple[str, Method]]:
+def methods(batch_size: int) -> dict[str, tuple[str, Optimizer]]:
     """{name: (whose learning rates, method)}."""
     compared = {
-        "sgd with momentum": ("sgd with momentum", Method("sgd", momentum=0.9)),
-        "rmsprop": ("rmsprop", Method("rmsprop")),
-        "adam": ("adam", Method("adam")),
-        "ekfac": ("ekfac", Method("ekfac", refresh=REFRESH)),
+        "sgd with momentum": ("sgd with momentum", make_method("sgd", momentum=0.9)),
+        "rmsprop": ("rmsprop", make_method("rmsprop")),
+        "adam": ("adam", make_method("adam")),
+        "ekfac": ("ekfac", make_method("ekfac", refresh=REFRESH)),
     }
     bases: list[Base] = ["sgd", "rmsprop", "ekfac"]
     for base in bases:
-        compared[f"OCNOpt stacked, {base}"] = (base, Method(base, "stacked", refresh=REFRESH))
-        compared[f"OCNOpt joint 8 linear, {base}"] = (
-            base,
-            Method(base, "joint", "linear", groups=8, refresh=REFRESH),
-        )
-        compared[f"OCNOpt per sample, {base}"] = (
-            base,
-            Method(base, "per_sample", beta=1 / batch_size, refresh=REFRESH),
-        )
+        make = partial(make_method, base, refresh=REFRESH)
+        compared[f"OCNOpt stacked, {base}"] = (base, make("stacked"))
+        joint = make("joint", rollout="linear", groups=8)
+        compared[f"OCNOpt joint 8 linear, {base}"] = (base, joint)
+        per_sample = make("per_sample", beta=1 / batch_size)
+        compared[f"OCNOpt per sample, {base}"] = (base, per_sample)
     return compared
 
 
@@ -79,18 +80,11 @@ class Flags(StudyFlags):
         super().__init__(values, seeds=10, least_seeds=2)
 
 
-def measure(task: Task, method: Method, rates: Sequence[float], flags: Flags) -> dict[str, Any]:
+def measure(task: Task, method: Optimizer, rates: Sequence[float], flags: Flags) -> dict[str, Any]:
     """Accuracy and training loss over learning rates and seeds, and the rate that is chosen."""
-    run = make_run(task, method, flags.epochs, flags.batch_size)
-    result = run_grid(task, run, rates, [0.0], flags.seeds, flags.together)
-    losses = np.nan_to_num(result.train_loss[0].mean(-1), nan=np.inf)
-    return {
-        "settings": describe(method),
-        "learning_rates": rates,
-        "chosen": rates[int(np.argmin(losses))],
-        "accuracy": result.accuracy[0],
-        "train_loss": result.train_loss[0],
-    }
+    row = measure_rates(task, method, rates, 0.0, flags)
+    losses = np.nan_to_num(row["train_loss"].mean(-1), nan=np.inf)
+    return {**row, "chosen": rates[int(np.argmin(losses))]}
 
 
 def table(network: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -11,19 +11,21 @@ that. Writes <output>.json and <output>.md, and .jsonl as it goes.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ocresnet.control.settings import Feedback
+from ocresnet.training.optimizers import Optimizer
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section
 from ..common.reports import markdown_table
 from .flags import StudyFlags, spread
-from .runs import Base, Method, Task, describe, make_run, run_grid
+from .methods import Base, make_method
+from .runs import measure_rates
+from .tasks import Task
 
 REFRESH = (20, 200)
 
@@ -40,29 +42,22 @@ class Flags(StudyFlags):
         )
 
 
-def methods(base: Base, batch_size: int) -> dict[str, Method]:
+def methods(base: Base, batch_size: int) -> dict[str, Optimizer]:
     """Off, and the two halves of both forms."""
-    compared = {"off": Method(base, refresh=REFRESH)}
+    make = partial(make_method, base, refresh=REFRESH)
+    compared = {"off": make()}
     forms: list[tuple[Feedback, float]] = [("stacked", 1.0), ("per_sample", 1 / batch_size)]
-    for feedback, beta in forms:
-        full = Method(base, feedback, beta=beta, refresh=REFRESH)
-        compared[f"{feedback}: value correction only"] = replace(full, forward_feedback=False)
-        compared[f"{feedback}: forward feedback only"] = replace(full, value_update="none")
-        compared[f"{feedback}: full"] = full
+    for form, beta in forms:
+        compared[f"{form}: value correction only"] = make(form, beta=0.0, value_beta=beta)
+        compared[f"{form}: forward feedback only"] = make(form, beta=beta, value_beta=0.0)
+        compared[f"{form}: full"] = make(form, beta=beta)
     return compared
 
 
-def measure(task: Task, method: Method, base: Base, flags: Flags) -> dict[str, Any]:
+def measure(task: Task, method: Optimizer, base: Base, flags: Flags) -> dict[str, Any]:
     """Accuracy and training loss at both learning rates, over the seeds."""
     rates = [GOOD_LEARNING_RATE[base], 10 * GOOD_LEARNING_RATE[base]]
-    run = make_run(task, method, flags.epochs, flags.batch_size)
-    result = run_grid(task, run, rates, [0.0], flags.seeds, flags.together)
-    return {
-        "settings": describe(method),
-        "learning_rates": rates,
-        "accuracy": result.accuracy[0],
-        "train_loss": result.train_loss[0],
-    }
+    return measure_rates(task, method, rates, 0.0, flags)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

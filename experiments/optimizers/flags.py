@@ -7,12 +7,9 @@ import numpy as np
 
 from ..common.flag_kinds import FlagValues, Section
 from ..common.reports import Study
-from .runs import Task
-from .tasks import NETWORKS, make_task
+from .tasks import NETWORKS, Task, make_task
 
 T = TypeVar("T")
-
-OPTIMIZERS = ("sgd", "rmsprop", "ekfac", "adam")
 
 
 class StudyFlags:
@@ -52,11 +49,6 @@ class StudyFlags:
     def network(self) -> str:
         """What is trained."""
         return self._network.value
-
-    @property
-    def together(self) -> bool:
-        """Whether many runs of the network fit in one program."""
-        return NETWORKS[self.network].together
 
     @property
     def epochs(self) -> int:

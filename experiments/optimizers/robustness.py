@@ -17,22 +17,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import optax
 
 from ocresnet import plots
+from ocresnet.control.settings import Feedback
+from ocresnet.training.optimizers import Optimizer
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section
 from ..common.reports import markdown_table
-from .flags import OPTIMIZERS, StudyFlags
-from .runs import Base, Method, Task, decades_within, describe, make_run, run_grid
+from .flags import StudyFlags
+from .methods import Base, make_method
+from .runs import measure_rates
+from .tasks import Task
 
-LEARNING_RATES: dict[str, list[float]] = {
+LEARNING_RATES: dict[Base, list[float]] = {
     "sgd": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0],
     "rmsprop": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0],
     "adam": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0],
     "ekfac": [3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0],
 }
+
+BASES = ("sgd", "rmsprop", "ekfac", "adam")
 
 
 class Flags(StudyFlags):
@@ -41,13 +46,13 @@ class Flags(StudyFlags):
     def __init__(self, values: FlagValues) -> None:
         super().__init__(values)
         section = Section(values, "What")
-        self.bases = section.choices("base", OPTIMIZERS, "Optimizers.", OPTIMIZERS)
+        self.bases = section.choices("base", BASES, "Optimizers.", BASES)
         self.momentum = section.number("momentum", "Of SGD and everything on top of it.", 0.0)
         self.per_sample = section.switch(
             "per_sample", "Also per-sample feedback (no batch norm).", True
         )
         section = Section(values, "How")
-        self.decays = section.numbers("weight_decay", "Decoupled weight decays.", [0.0])
+        self.decays = section.numbers("weight_decay", "Weight decays.", [0.0])
         self.schedule = section.choice(
             "schedule",
             ("constant", "cosine"),
@@ -56,61 +61,64 @@ class Flags(StudyFlags):
         )
 
 
-def methods(base: Base, flags: Flags) -> dict[str, Method]:
+def methods(base: Base, flags: Flags) -> dict[str, Optimizer]:
     """Everything that is compared on one base optimizer."""
-    momentum = flags.momentum.value if base == "sgd" else 0.0
-    groups = flags.batch_size
-    compared = {"no feedback": Method(base, momentum=momentum)}
+    common = {"schedule": flags.schedule.value}
+    if base == "sgd":
+        common["momentum"] = flags.momentum.value
+
+    def make(feedback: Feedback = "none", **fields: Any) -> Optimizer:
+        return make_method(base, feedback, **common, **fields)
+
+    compared = {"no feedback": make()}
     if base == "adam":
         return compared
     if base == "sgd":
-        compared["no feedback, clipped"] = Method(base, momentum=momentum, clip=1.0)
-    compared["joint 8 linear"] = Method(base, "joint", "linear", groups=8, momentum=momentum)
-    compared["joint 8 nonlinear"] = Method(base, "joint", groups=8, momentum=momentum)
+        compared["no feedback, clipped"] = make(gradient_clip=1.0)
+    compared["joint 8 linear"] = make("joint", rollout="linear", groups=8)
+    compared["joint 8 nonlinear"] = make("joint", groups=8)
     if base == "sgd":
-        name = f"joint {groups} linear (Levenberg-Marquardt)"
-        compared[name] = Method(base, "joint", "linear", groups=groups, momentum=momentum)
-    compared["stacked linear (scaling only)"] = Method(base, "stacked", "linear", momentum=momentum)
-    compared["stacked nonlinear"] = Method(base, "stacked", momentum=momentum)
-    compared["stacked, value correction only"] = Method(
-        base, "stacked", forward_feedback=False, momentum=momentum
-    )
+        name = f"joint {flags.batch_size} linear (Levenberg-Marquardt)"
+        compared[name] = make("joint", rollout="linear", groups=flags.batch_size)
+    compared["stacked linear (scaling only)"] = make("stacked", rollout="linear")
+    compared["stacked nonlinear"] = make("stacked")
+    compared["stacked, value correction only"] = make("stacked", beta=0.0, value_beta=1.0)
     if flags.per_sample.value:
         beta = 1 / flags.batch_size
-        compared["per sample, beta 1"] = Method(base, "per_sample", momentum=momentum)
-        compared["per sample, beta 1/B"] = Method(base, "per_sample", beta=beta, momentum=momentum)
-        compared["per sample, as in the papers"] = Method(
-            base,
-            "per_sample",
-            beta=beta,
-            value_beta=beta**2,
-            value_update="clipped",
-            momentum=momentum,
+        compared["per sample, beta 1"] = make("per_sample")
+        compared["per sample, beta 1/B"] = make("per_sample", beta=beta)
+        compared["per sample, as in the papers"] = make(
+            "per_sample", beta=beta, value_beta=beta**2, value_update="clipped"
         )
     return compared
 
 
-def measure(task: Task, method: Method, base: Base, decay: float, flags: Flags) -> dict[str, Any]:
+def measure(
+    task: Task, method: Optimizer, base: Base, decay: float, flags: Flags
+) -> dict[str, Any]:
     """Accuracy and training loss over learning rates and seeds, and how wide the good range is."""
-    schedule = None
-    if flags.schedule.value == "cosine":
-        steps = flags.epochs * (len(task.train_labels) // flags.batch_size)
-        schedule = optax.cosine_decay_schedule(1.0, steps)
     rates = LEARNING_RATES[base]
-    run = make_run(task, method, flags.epochs, flags.batch_size, schedule)
-    result = run_grid(task, run, rates, [decay], flags.seeds, flags.together)
-    mean = result.accuracy[0].mean(axis=-1)
-    return {
-        "settings": describe(method),
-        "learning_rates": rates,
-        "accuracy": result.accuracy[0],
-        "train_loss": result.train_loss[0],
-        "best": mean.max(),
-        "decades": decades_within(rates, mean, mean.max()),
-    }
+    row = measure_rates(task, method, rates, decay, flags)
+    mean = row["accuracy"].mean(axis=-1)
+    return {**row, "best": mean.max(), "decades": decades_within(rates, mean, mean.max())}
 
 
-def table(base: str, rows: Sequence[dict[str, Any]]) -> str:
+def decades_within(
+    learning_rates: Sequence[float], accuracies: np.ndarray, best: float, points: float = 1.0
+) -> float:
+    """log10 of the largest contiguous range of learning rates within `points` of `best`."""
+    good = accuracies >= best - points
+    longest, start = 0.0, None
+    for index, ok in enumerate(good):
+        if not ok:
+            start = None
+            continue
+        start = index if start is None else start
+        longest = max(longest, float(np.log10(learning_rates[index] / learning_rates[start])))
+    return longest
+
+
+def table(base: Base, rows: Sequence[dict[str, Any]]) -> str:
     """Mean accuracies on one base optimizer as Markdown."""
     cells = []
     for row in rows:

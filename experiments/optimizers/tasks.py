@@ -8,38 +8,51 @@
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
 
+  mnist_resnet_plain, mnist_resnet_stage_cost, cifar10_resnet_plain, cifar10_resnet_stage_cost
+                homogeneous, 6 blocks of 16 filters behind a stem of stride 2, batch norm; with
+                gamma = 0.02 and shared exits, or without
+
 The dense and convolutional ones are those of DDPNOpt (five dense layers of width 10 to 32; four
 convolutions of 32 filters and two dense layers), where the strides and the last widths are ours.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ocresnet.control.costs import cross_entropy
-from ocresnet.control.problem import ControlProblem
-from ocresnet.systems.resnet_config import ResNetConfig
 
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
-from ocresnet.systems import cnn, mlp, resnet
+from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.fit import for_dataset
 
-from .runs import Task
 
-Array = jax.Array
+class Task(NamedTuple):
+    """A network to train, and its data.
+
+    Attributes:
+      architecture: made for the data.
+      data: whole and in memory.
+      stage_cost: gamma.
+      together: whether many runs fit in one program; a network that keeps the device busy alone is
+        trained one run after the other.
+    """
+
+    architecture: Architecture
+    data: Dataset
+    stage_cost: float
+    together: bool
 
 
 class Network(NamedTuple):
-    """A network by name: how its task is made, and whether many runs fit in one program."""
+    """A network by name: the fields of its `Task`, and the name of its data."""
 
     data: str
-    build: Callable[[Dataset], Task]
-    together: bool
+    architecture: Architecture
+    stage_cost: float = 0.0
+    together: bool = False
 
 
 def make_task(name: str, source: str | None = None, samples: int | None = None) -> Task:
@@ -51,16 +64,16 @@ def make_task(name: str, source: str | None = None, samples: int | None = None) 
       samples: train on the first so many samples only; None: on all.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or more samples than there are.
     """
     if name not in NETWORKS:
         raise ValueError(f"network is {name!r}, but must be one of {', '.join(NETWORKS)}.")
     network = NETWORKS[name]
     data = wine() if network.data == "wine" else load_dataset(source or network.data)
-    task = network.build(data)
-    return task._replace(
-        train_images=task.train_images[:samples], train_labels=task.train_labels[:samples]
-    )
+    if samples is not None:
+        data = data.first(samples)
+    architecture = for_dataset(network.architecture, data)
+    return Task(architecture, data, network.stage_cost, network.together)
 
 
 def wine() -> Dataset:
@@ -76,76 +89,23 @@ def wine() -> Dataset:
     return Dataset("wine", images[~test], labels[~test], images[test], labels[test])
 
 
-def _task(problem: ControlProblem, init: Callable, data: Dataset, per_channel: bool) -> Task:
-    """Images less their mean, in units of their deviation (of the whole set, or per channel)."""
-    images = data.train_images.astype(np.float32)
-    axes = (0, 1, 2) if per_channel else None
-    mean = images.mean(axes) if per_channel else images.mean(0)
-    deviation = images.std(axes)
-
-    def prepared(images: np.ndarray) -> Array:
-        return jnp.asarray((images.astype(np.float32) - mean) / deviation)
-
-    return Task(
-        problem,
-        init,
-        prepared(data.train_images),
-        jnp.asarray(data.train_labels),
-        prepared(data.test_images),
-        jnp.asarray(data.test_labels),
-    )
-
-
-def _fcn(data: Dataset, activation: mlp.Activation) -> Task:
-    inputs = int(np.prod(data.image_shape))
-    config = mlp.MLPConfig((inputs, 32, 32, 32, 32, data.classes), activation)
-    problem = ControlProblem(mlp.mlp_system(config))
-    return _task(problem, partial(mlp.init, config), data, per_channel=False)
-
-
-def _cnn(
-    data: Dataset, filters: tuple[int, ...], strides: tuple[int, ...], hidden: tuple[int, ...]
-) -> Task:
-    config = cnn.CNNConfig(data.image_shape, filters, strides, hidden, data.classes)
-    problem = ControlProblem(cnn.cnn_system(config))
-    return _task(problem, partial(cnn.init, config), data, per_channel=True)
-
-
-def _resnet(data: Dataset, blocks: int, filters: int, stage_cost: float, stem_stride: int) -> Task:
-    config = for_dataset(ResNetConfig.homogeneous(blocks, filters), data)
-    config = replace(config, stem_stride=stem_stride, exits="shared" if stage_cost else "none")
-    problem = ControlProblem(resnet.resnet_system(config), cross_entropy, stage_cost)
-    arrays = (
-        jnp.asarray(array, dtype)
-        for array, dtype in (
-            (data.train_images, jnp.uint8),
-            (data.train_labels, jnp.int32),
-            (data.test_images, jnp.uint8),
-            (data.test_labels, jnp.int32),
-        )
-    )
-    return Task(problem, partial(resnet.init, config), *arrays)
-
-
-_SMALL_CNN = partial(_cnn, filters=(8, 16), strides=(1, 2), hidden=(32,))
-_CNN = partial(_cnn, filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
-_TANH, _RELU = partial(_fcn, activation="tanh"), partial(_fcn, activation="relu")
+_TANH = MLPConfig(hidden=(32, 32, 32, 32), activation="tanh")
+_RELU = MLPConfig(hidden=(32, 32, 32, 32), activation="relu")
+_SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
+_CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
+_RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
+_RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
 NETWORKS = {
-    "wine_fcn": Network("wine", _TANH, True),
-    "digits_fcn": Network("digits", _TANH, True),
-    "digits_cnn": Network("digits", _SMALL_CNN, False),
-    "digits_resnet": Network(
-        "digits", partial(_resnet, blocks=4, filters=8, stage_cost=0.0, stem_stride=1), False
-    ),
-    "mnist_fcn": Network("mnist", _RELU, True),
-    "mnist_cnn": Network("mnist", _CNN, False),
-    "cifar10_cnn": Network("cifar10", _CNN, False),
+    "wine_fcn": Network("wine", _TANH, together=True),
+    "digits_fcn": Network("digits", _TANH, together=True),
+    "digits_cnn": Network("digits", _SMALL_CNN),
+    "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
+    "mnist_fcn": Network("mnist", _RELU, together=True),
+    "mnist_cnn": Network("mnist", _CNN),
+    "cifar10_cnn": Network("cifar10", _CNN),
+    "mnist_resnet_plain": Network("mnist", _RESNET),
+    "mnist_resnet_stage_cost": Network("mnist", _RESNET_WITH_EXITS, stage_cost=0.02),
+    "cifar10_resnet_plain": Network("cifar10", _RESNET),
+    "cifar10_resnet_stage_cost": Network("cifar10", _RESNET_WITH_EXITS, stage_cost=0.02),
 }
-for _gamma, _suffix in ((0.0, "plain"), (0.02, "stage_cost")):
-    NETWORKS[f"mnist_resnet_{_suffix}"] = Network(
-        "mnist", partial(_resnet, blocks=6, filters=16, stage_cost=_gamma, stem_stride=2), False
-    )
-    NETWORKS[f"cifar10_resnet_{_suffix}"] = Network(
-        "cifar10", partial(_resnet, blocks=6, filters=16, stage_cost=_gamma, stem_stride=2), False
-    )

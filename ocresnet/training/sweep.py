@@ -33,11 +33,13 @@ class Sweep(NamedTuple):
       accuracies: share of the test set classified correctly, in [0, 1]; 0 for a run that diverged.
       losses: mean over the test set.
       train_losses: mean over the training set, without augmentation and in inference mode.
+      objectives: of the batch of every training step, [..., steps].
     """
 
     accuracies: Any
     losses: Any
     train_losses: Any
+    objectives: Any
 
 
 def sweep(
@@ -87,27 +89,33 @@ def sweep(
     )
     if grid[0].size == 0:
         raise ValueError("there is nothing to run: give learning_rates, weight_decays and seeds.")
-    runs = [jnp.asarray(values.reshape(-1)) for values in grid]
+    decays, rates, all_seeds = (jnp.asarray(values.reshape(-1)) for values in grid)
+    runs = [rates, all_seeds, decays]
     arrays = {part: (data.images(part), data.labels(part)) for part in ("train", "test")}
     # Arguments, not constants of the program: these would be folded by the compiler, for minutes.
     arrays = jax.device_put(arrays)
     run = partial(_run, architecture, config)
+    if len(set(weight_decays)) == 1:
+        # A number that is known to the program: no decay then costs nothing.
+        run = partial(run, weight_decay=float(weight_decays[0]))
+        runs = runs[:2]
     if together:
-        results = jax.jit(jax.vmap(run, in_axes=(None, 0, 0, 0)))(arrays, *runs)
+        results = jax.jit(jax.vmap(run, in_axes=(None, *(0 for _ in runs))))(arrays, *runs)
     else:
         compiled = jax.jit(run)
         each = [jax.device_get(compiled(arrays, *one)) for one in zip(*runs, strict=True)]
         results = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(grid[0].shape), results)
+    shape = grid[0].shape
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(*shape, *leaf.shape[1:]), results)
 
 
 def _run(
     architecture: Architecture,
     config: TrainingConfig,
     arrays: dict[str, tuple[Array, Array]],
-    weight_decay: Array,
     learning_rate: Array,
     seed: Array,
+    weight_decay: Array | float,
 ) -> Sweep:
     """One run, from start to end."""
     problem = training_problem(architecture, config)
@@ -120,7 +128,9 @@ def _run(
         problem, config, transformation, optimizer.keep_on(devices=1), seed=seed
     )
 
-    def take_step(state: TrainState, position: tuple[Array, Array, Array]) -> tuple:
+    def take_step(
+        state: TrainState, position: tuple[Array, Array, Array]
+    ) -> tuple[TrainState, Array]:
         order, epoch, step = position
         batch = training_batch(
             images,
@@ -134,21 +144,23 @@ def _run(
             augmentation=config.augmentation,
             fill=jnp.asarray(architecture.pixel_mean),
         )
-        return train_step(state, Batch(batch.images[0], batch.labels[0]))[0], None
+        state, info = train_step(state, Batch(batch.images[0], batch.labels[0]))
+        return state, info.objective
 
-    def train_epoch(state: TrainState, epoch: Array) -> tuple[TrainState, None]:
+    def train_epoch(state: TrainState, epoch: Array) -> tuple[TrainState, Array]:
         order = epoch_order(seed, epoch, samples)
         return lax.scan(
             lambda state, step: take_step(state, (order, epoch, step)), state, jnp.arange(steps)
         )
 
     state = init_state(problem, config, architecture.init(jax.random.key(seed)), transformation)
-    state, _ = lax.scan(train_epoch, state, jnp.arange(config.epochs))
+    state, objectives = lax.scan(train_epoch, state, jnp.arange(config.epochs))
     variables = state.variables if state.average is None else state.average
     measure = partial(_measure, architecture, config, problem.cost.value, variables)
     test, train = measure(*arrays["test"]), measure(*arrays["train"])
     loss, train_loss = test.losses[-1], train.losses[-1]
-    return Sweep(jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0), loss, train_loss)
+    accuracy = jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0)
+    return Sweep(accuracy, loss, train_loss, objectives.reshape(-1))
 
 
 def _measure(

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from programs import call
 
 from experiments.benchmarks import step
+from ocresnet.systems.resnet import ResNetConfig
 
 
 @pytest.mark.slow
@@ -22,6 +24,22 @@ def test_a_part_is_measured_and_written_and_read_the_second_time(tmp_path, monke
         (line,) = row["lines"]
         assert len(line["seconds"]["plain"]) == 2 and line["milliseconds"] > 0
         assert f"| stage_cost | {line['what']} | {line['value']} |" in printed
-    monkeypatch.setattr(step, "Step", None)
+    monkeypatch.setattr(step, "make_step", None)
     assert call(step.main, *arguments).code == 0
     assert json.loads((tmp_path / "jax_0.10.json").read_text())["rows"] == record["rows"]
+
+
+@pytest.mark.parametrize("stage_cost", [0.0, step.GAMMA])
+def test_the_network_in_pytorch_is_ours(stage_cost):
+    """Two training steps of each: the same loss before and after an update, over three levels."""
+    pytest.importorskip("torch")
+    from experiments.benchmarks.torch_network import torch_step
+
+    network = ResNetConfig.standard(
+        6, (4, 6, 8), image_shape=(8, 8, 3), exits="shared" if stage_cost else "none"
+    )
+    ours = step.make_step(network, stage_cost, batch_size=4)
+    batch = step.images_and_labels(network, 4)
+    theirs = torch_step(network, ours.variables, *batch, stage_cost, channels_last=False)
+    np.testing.assert_allclose(theirs(), ours.first_objective, rtol=1e-4)
+    np.testing.assert_allclose(theirs(), ours(), rtol=1e-3)

@@ -1,77 +1,145 @@
-"""The studies of optimizers: their measures, and each binary made small, twice."""
+"""The studies of optimizers: their measures and methods, and each binary made small, twice."""
 
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from programs import call
 
 from experiments.benchmarks import optimizers as benchmark
-from experiments.optimizers import ddpnopt_table, feedback_ablation, optimizer_curves, robustness
-from experiments.optimizers.runs import (
-    Method,
-    decades_within,
-    evaluate,
-    make_run,
-    run_grid,
-    run_whole,
+from experiments.benchmarks.training_step import TrainingStep
+from experiments.optimizers import (
+    ddpnopt_table,
+    feedback_ablation,
+    optimizer_curves,
+    robustness,
+    runs,
 )
-from experiments.optimizers.tasks import make_task
+from experiments.optimizers.methods import describe, make_method
+from experiments.optimizers.runs import training_of
+from experiments.optimizers.tasks import NETWORKS, make_task
+from ocresnet.control.settings import Settings
+from ocresnet.problem import objective
+from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.training.optimizers import EKFAC, SGD, OCNOpt
+from ocresnet.training.step import training_problem
+from ocresnet.training.sweep import Sweep
 
 
-@pytest.fixture(scope="module")
-def wine():
-    return make_task("wine_fcn")
+def settings_of(method: OCNOpt) -> Settings:
+    return Settings(**method.choices(devices=1))
 
 
 def test_decades_within_counts_the_longest_run():
     rates = [0.1, 1.0, 10.0, 100.0, 1000.0]
     accuracies = np.array([95.0, 80.0, 94.5, 95.0, 94.1])
-    assert decades_within(rates, accuracies, 95.0) == pytest.approx(2.0)
-    assert decades_within(rates, accuracies, 95.0, points=0.2) == 0.0
+    assert robustness.decades_within(rates, accuracies, 95.0) == pytest.approx(2.0)
+    assert robustness.decades_within(rates, accuracies, 95.0, points=0.2) == 0.0
 
 
-def test_runs_together_are_the_runs_alone(wine):
-    run = make_run(wine, Method("rmsprop", "stacked"), epochs=2, batch_size=8)
-    together = run_grid(wine, run, [1e-3, 1e-2], [0.0, 0.1], [0, 1], together=True)
-    assert together.accuracy.shape == (2, 2, 2)
-    alone = run_whole(wine, run, jnp.asarray(1e-2), jnp.asarray(0.1), jnp.asarray(1))
-    np.testing.assert_allclose(together.train_loss[1, 1, 1], alone.train_loss, rtol=1e-3)
-
-
-def test_sgd_without_feedback_is_optax_sgd(wine):
-    run = make_run(wine, Method("sgd", momentum=0.9), epochs=1, batch_size=8)
-    rate, decay = jnp.asarray(0.05), jnp.asarray(0.01)
-    state, order = run.start(rate, decay, jnp.asarray(3))
-    (variables, _), _ = jax.jit(run.advance)(state, rate, decay, order)
-
-    from ocresnet.control.problem import objective
-
-    params = state[0].params
-    tx = optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.01), optax.scale(-0.05))
-    opt_state = tx.init(params)
-    gradient_of = jax.jit(jax.grad(objective, argnums=1), static_argnums=0)
-    for indices in order:
-        batch = wine.train_images[indices], wine.train_labels[indices]
-        updates, opt_state = tx.update(
-            gradient_of(wine.problem, params, {}, *batch), opt_state, params
-        )
-        params = optax.apply_updates(params, updates)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        variables.params,
-        params,
+def test_a_method_is_a_base_alone_or_with_feedback_on_its_own_curvature():
+    alone = make_method("sgd", momentum=0.9)
+    assert alone == SGD(schedule="constant", momentum=0.9, weight_decay=0.0)
+    assert make_method("ekfac") == EKFAC(
+        schedule="constant", momentum=0.0, factor_every=5, eigen_every=20
     )
+    joint = make_method("ekfac", "joint", refresh=(2, 4), groups=8)
+    assert isinstance(joint, OCNOpt) and joint.curvature == "ekfac"
+    assert (joint.factor_every, joint.eigen_every, joint.momentum) == (2, 4, 0.0)
+    assert describe(joint) == {
+        "name": "ocnopt",
+        "schedule": "constant",
+        "feedback": "joint",
+        "groups": 8,
+        "factor_every": 2,
+        "eigen_every": 4,
+    }
 
 
-def test_outputs_that_are_not_finite_are_wrong(wine):
-    variables = wine.init(jax.random.key(0))
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
-    accuracy, _ = evaluate(wine, broken, wine.test_images, wine.test_labels)
-    assert accuracy == 0
+def test_the_ablation_takes_away_one_half_of_the_feedback_each():
+    compared = feedback_ablation.methods("sgd", batch_size=32)
+    assert isinstance(compared["off"], SGD)
+    for form, beta in (("stacked", 1.0), ("per_sample", 1 / 32)):
+        for half, of_feedback, of_value in (
+            ("value correction only", 0.0, beta),
+            ("forward feedback only", beta, 0.0),
+            ("full", beta, beta),
+        ):
+            method = compared[f"{form}: {half}"]
+            assert isinstance(method, OCNOpt) and method.feedback == form
+            settings = settings_of(method)
+            assert (settings.beta, settings.weight_of_value) == (of_feedback, of_value)
+            assert not settings.inactive
+
+
+def test_scaling_is_the_one_form_that_needs_nothing_but_the_gradient():
+    values = robustness.FlagValues()
+    flags = robustness.Flags(values)
+    values(["robustness", "--schedule=cosine", "--momentum=0.9"])
+    compared = robustness.methods("sgd", flags)
+    assert all(method.schedule == "cosine" for method in compared.values())
+    assert all(method.momentum == 0.9 for method in compared.values())
+    scaling = settings_of(compared["stacked linear (scaling only)"])
+    assert scaling.acts_as_one and scaling.gradient_is_factor and not scaling.keep.trajectory
+    assert all(method.momentum == 0 for method in robustness.methods("ekfac", flags).values())
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.stage_cost])
+def test_a_stage_cost_has_exits_to_be_paid_on(name):
+    network = NETWORKS[name]
+    assert isinstance(network.architecture, ResNetConfig)
+    assert network.architecture.exits == "shared"
+    assert NETWORKS[name.replace("stage_cost", "plain")].architecture.exits == "none"
+
+
+def test_a_task_is_a_network_for_its_data():
+    task = make_task("wine_fcn", samples=40)
+    assert task.architecture.image_shape == (1, 13, 1) and task.architecture.classes == 3
+    assert task.data.samples("train") == 40 and task.data.samples("test") == 36
+    assert task.architecture.pixel_deviation == task.data.pixel_statistics[1]
+    with pytest.raises(ValueError, match="network is 'wine', but must be one of wine_fcn"):
+        make_task("wine")
+
+
+def test_a_step_that_is_timed_moves_the_network_as_the_optimizer_says():
+    """One step of SGD on the batch: the gradient of the mean loss, times the learning rate."""
+    task = make_task("wine_fcn", samples=16)
+    config = training_of(task, make_method("sgd", learning_rate=0.1), 1, 16)
+    images, labels = task.data.train_images, task.data.train_labels
+    step = TrainingStep(task.architecture, config, images, labels)
+    problem = training_problem(task.architecture, config)
+
+    def value(params):
+        return objective(problem, params, {}, images, labels)
+
+    before, gradient = jax.value_and_grad(value)(step.variables.params)
+    moved = jax.tree.map(lambda w, g: w - 0.1 * g, step.variables.params, gradient)
+    assert step.first_objective == pytest.approx(float(before), rel=1e-4)
+    assert step() == pytest.approx(float(value(moved)), rel=1e-4)
+    assert step.seconds(2) > 0 and step.temporary_megabytes > 0
+
+
+def test_a_grid_is_cut_from_the_only_weight_decay(monkeypatch):
+    """Rates and seeds keep their order, and accuracies become percent."""
+    shape = (1, 2, 3)
+    accuracies = np.arange(6).reshape(shape) / 10
+    asked = {}
+
+    def sweep(architecture, config, data, **grid):
+        asked.update(grid)
+        return Sweep(accuracies, accuracies, 1 - accuracies, np.zeros((*shape, 4)))
+
+    class Flags:
+        epochs, batch_size, seeds = 1, 16, range(3)
+
+    monkeypatch.setattr(runs, "sweep", sweep)
+    task = make_task("wine_fcn")
+    row = runs.measure_rates(task, make_method("adam"), [0.1, 0.2], 0.01, Flags())
+    np.testing.assert_allclose(row["accuracy"], [[0, 10, 20], [30, 40, 50]])
+    np.testing.assert_allclose(row["train_loss"], 1 - accuracies[0])
+    assert asked["weight_decays"] == [0.01] and asked["learning_rates"] == [0.1, 0.2]
+    assert asked["together"]
 
 
 @pytest.mark.slow
@@ -83,9 +151,17 @@ def test_outputs_that_are_not_finite_are_wrong(wine):
             ["--epochs=1", "--seeds=1", "--base=sgd", "--base=adam", "--method=no feedback"],
             3,
         ),
-        (feedback_ablation, ["--seeds=2", "--base=sgd", "--method=off", "--method=d: full"], 2),
+        (
+            feedback_ablation,
+            ["--epochs=1", "--seeds=2", "--base=sgd", "--method=off", "--method=d: full"],
+            2,
+        ),
         (ddpnopt_table, ["--epochs=1", "--seeds=2", "--method=sgd with", "--method=adam"], 2),
-        (optimizer_curves, ["--parts=2", "--method=SGD, m", "--method=EKFAC, stacked"], 3),
+        (
+            optimizer_curves,
+            ["--epochs=2", "--parts=2", "--method=SGD, m", "--method=EKFAC, stacked"],
+            3,
+        ),
         (benchmark, ["--rounds=1", "--method=EKFAC, stacked linear"], 1),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -104,7 +180,12 @@ def test_binary_leaves_a_table_and_its_raw_data(tmp_path, monkeypatch, binary, a
     assert len(output.with_suffix(".jsonl").read_text().splitlines()) == rows
     if binary in (robustness, optimizer_curves):
         assert output.with_suffix(".png").stat().st_size > 10_000
-    monkeypatch.setattr(binary, "make_run", None)
+    if binary is optimizer_curves:
+        for row in record["rows"]:
+            # 142 training samples, batches of 16, two epochs: two parts of 8 steps.
+            assert row["steps"] == [8, 16] and row["seconds"][1] == 2 * row["seconds"][0]
+            assert np.shape(row["losses_of_seeds"]) == (1, 2) and row["losses"][1] < 1.2
+    monkeypatch.setattr(binary, "compare" if binary is benchmark else "measure", None)
     assert call(binary.main, *arguments).code == 0
     assert output.with_suffix(".md").read_text() == table
 
@@ -131,7 +212,7 @@ def test_a_study_that_is_interrupted_goes_on_with_the_next_method(tmp_path, monk
     measured.pop(0)
     code, _, errors = call(robustness.main, *arguments)
     assert code == 0, errors
-    assert len(measured) == 2 and measured[1].forward_feedback is False
+    assert len(measured) == 2 and measured[1].beta == 0 and measured[1].value_beta == 1
     record = json.loads(output.with_suffix(".json").read_text())
     names = ["stacked linear (scaling only)", "stacked nonlinear", "stacked, value correction only"]
     assert [row["method"] for row in record["rows"]] == names

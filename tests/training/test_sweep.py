@@ -55,9 +55,22 @@ def test_each_run_is_that_of_fit(name, toy_data):
         np.testing.assert_allclose(
             found.train_losses[place], measured["train"].losses[-1], rtol=1e-4
         )
+        epochs = found.objectives[place].reshape(2, -1).mean(axis=-1)
+        np.testing.assert_allclose(epochs, [row["objective"] for row in alone.metrics], rtol=1e-4)
         np.testing.assert_allclose(
             found.accuracies[place], measured["test"].accuracies[-1], atol=0.04
         )
+
+
+def test_one_weight_decay_for_all_runs_is_that_weight_decay(toy_data):
+    architecture = for_dataset(MLPConfig(hidden=(6,)), toy_data)
+    grid = {"learning_rates": [0.02], "seeds": [0, 1]}
+    training = config(STACKED, 0.0)
+    among = sweep(architecture, training, toy_data, weight_decays=[0.0, 0.5], **grid)
+    for index, decay in enumerate((0.0, 0.5)):
+        alone = sweep(architecture, training, toy_data, weight_decays=[decay], **grid)
+        np.testing.assert_allclose(alone.losses[0], among.losses[index], rtol=1e-4)
+    assert np.all(np.abs(among.losses[0] / among.losses[1] - 1) > 1e-3)
 
 
 def test_a_run_that_diverges_is_right_nowhere(toy_data):
