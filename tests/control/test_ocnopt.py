@@ -184,10 +184,10 @@ WRONG = {
         "update": {"batch": {"images": np.zeros((4, 4)), "labels": np.zeros(4, int)}}
     },
     "batch must be inputs and targets of the same number of samples": {
-        "update": {"batch": (np.zeros((4, 4)), np.zeros(3, int))}
+        "update": {"batch": (np.zeros((4, 4), np.float32), np.zeros(3, int))}
     },
     "the labels have shape (4, 3) like the logits, but must be whole numbers": {
-        "update": {"batch": (np.zeros((4, 4)), ONE_HOT)}
+        "update": {"batch": (np.zeros((4, 4), np.float32), ONE_HOT)}
     },
     "segment 'run' has a player 'branch', which its parameters do not have": {
         "problem": with_player("branch")
