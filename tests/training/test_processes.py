@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from ocresnet.training import processes
 
@@ -73,8 +75,9 @@ def test_the_other_processes_wait_for_the_first_and_learn_how_it_went(monkeypatc
         gathered.append(bool(value))
         return np.array([fails, False])
 
-    monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
-    monkeypatch.setattr(processes.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     if fails:
         with pytest.raises(OSError, match="the first process could not write"):
             processes.in_first_process(lambda: done.append(1))
@@ -93,7 +96,8 @@ def test_what_the_first_process_raises_is_heard_by_all(monkeypatch):
     def work():
         raise OSError("full")
 
-    monkeypatch.setattr(processes.multihost_utils, "process_allgather", process_allgather)
+    monkeypatch.setattr(multihost_utils, "process_allgather", process_allgather)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(OSError, match="^full$"):
         processes.in_first_process(work)
     assert gathered == [True]
