@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ocresnet.systems.resnet_config import Execution, ResNetConfig
 
 from ocresnet.data.batches import Batch
 from ocresnet.systems import resnet
 from ocresnet.systems.convolution import convolution
+from ocresnet.systems.resnet_config import Execution, ResNetConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizer import paper_optimizer
 from ocresnet.training.step import init_state, make_train_step

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from ocresnet.systems.resnet_config import ResNetConfig
 from torch import nn
 
 from ocresnet.systems import resnet
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.systems.system import Variables, unstack
 
 

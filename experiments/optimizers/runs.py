@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from ocresnet.control.nominal import linearize
-from ocresnet.control.problem import ControlProblem, outputs_of
 
 from ocresnet.control.curvature import Curvature, diagonal, ekfac, identity
+from ocresnet.control.nominal import linearize
 from ocresnet.control.optimizer import ocnopt
+from ocresnet.control.problem import ControlProblem, outputs_of
 from ocresnet.control.settings import Feedback, RolloutKind
 from ocresnet.systems.system import Variables, rollout
 

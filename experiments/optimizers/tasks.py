@@ -20,13 +20,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from ocresnet.control.costs import cross_entropy
 from ocresnet.control.problem import ControlProblem
-from ocresnet.systems.resnet_config import ResNetConfig
-
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
 from ocresnet.systems import cnn, mlp, resnet
+from ocresnet.systems.resnet_config import ResNetConfig
 from ocresnet.training.fit import for_dataset
 
 from .runs import Task

@@ -118,12 +118,13 @@ def init_state(
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """The state before the first step."""
-    # A copy of its own: the step gives its argument's buffers away, one buffer must not be two.
+    # Copies: the step gives its argument's buffers away, and none may be in two places, as some
+    # optimizers' first states have it.
     average = jax.tree.map(jnp.copy, variables) if config.average_decay > 0 else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        opt_state=optimizer.init(variables.params),
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(variables.params)),
         average=average,
         totals=zero_totals(problem),
     )
