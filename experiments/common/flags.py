@@ -154,8 +154,9 @@ class ArchitectureFlags:
             "architecture",
             DEFAULT_NETWORKS,
             "Family of the network. Default: the preset's, or resnet. What follows describes one "
-            "family or several; the defaults are those without a preset of that family. Image "
-            "shape and classes are those of the data.",
+            "family or several; the defaults are those without a preset of that family. One number "
+            "of blocks is split evenly over the levels of a resnet. Image shape and classes are "
+            "those of the data.",
             leave_out=(*FROM_THE_DATA, REMOVED_BLOCKS),
         )
 
@@ -233,8 +234,8 @@ class OptimizerFlags:
             Section(values, "Optimizer"),
             "optimizer",
             DEFAULT_OPTIMIZERS,
-            "Default: the preset's; without preset sgd for --architecture=resnet and adamw for "
-            "others. Another one than the preset's has its own learning rate, and keeps schedule, "
+            "How the parameters move. Default: the preset's; without preset sgd for "
+            "--architecture=resnet and adamw for others. Another one than the preset's has its own learning rate, and keeps schedule, "
             "clipping and weight decay. What follows describes one optimizer or several; the "
             "defaults are those without preset.",
         )

@@ -37,7 +37,7 @@ class CNNConfig(Architecture):
 
     Attributes:
       filters: channels of every convolution.
-      strides: of every convolution.
+      strides: stride of every convolution.
       hidden: widths of the dense layers after the convolutions; may be empty.
       activation: sigma, after every layer but the last.
       classes, image_shape, pixel_mean, pixel_deviation: as in every architecture.

@@ -37,7 +37,7 @@ class ResidualMLPConfig(ResidualArchitecture):
     """The architecture of a fully connected residual network.
 
     Attributes:
-      blocks: N.
+      blocks: how many residual blocks, N.
       width: features of the states.
       hidden: features inside a block; 0 means as many as `width`.
       classes, image_shape, exits, pixel_mean, pixel_deviation: as in every architecture.

@@ -44,12 +44,12 @@ class CurvatureOptimizer(Optimizer):
 
     Attributes:
       momentum: decay of the accumulated directions, in [0, 1).
-      damping: of K-FAC and EKFAC.
+      damping: added to K-FAC's and EKFAC's eigenvalues.
       decay: of the moving averages of a diagonal, K-FAC or EKFAC.
-      epsilon: of a diagonal.
-      factor_every, eigen_every: updates between two estimates of K-FAC's and EKFAC's factors, and
-        of their eigenvectors.
-      moments: of EKFAC, "batch" or "per_example".
+      epsilon: added to the root of a diagonal.
+      factor_every: updates between two estimates of K-FAC's and EKFAC's factors.
+      eigen_every: updates between two estimates of their eigenvectors.
+      moments: EKFAC's second moments are those of the batch's gradient, or of every example's.
     """
 
     schedule: ScheduleName = "cosine"
@@ -146,14 +146,15 @@ class OCNOpt(CurvatureOptimizer):
     """OCNOpt: the Bellman recursion, kept to second order, as an optimizer (`control.ocnopt`).
 
     Attributes:
-      curvature: of the controls, "identity", "diagonal", "kfac" or "ekfac".
-      feedback: "none", "stacked", "joint" or "per_sample".
-      rollout: "nonlinear" or "linear".
-      beta, value_beta: weight of the terminal curvature in the feedback and in the value function;
-        None: that of `beta`.
-      value_update: "exact" or "clipped".
-      factor: of the terminal curvature, "gradient", "sampled" or "exact". The random numbers of the
-        last two differ between numbers of devices.
+      curvature: M, of the controls.
+      feedback: the policy reacts to the state of no sample (the curvature alone), of the batch as
+        one, of groups of the batch jointly, or of each sample for itself.
+      rollout: the policy sees the new states of a second forward pass, or linear predictions.
+      beta: weight of the terminal curvature in the feedback.
+      value_beta: weight of the terminal curvature in the value function; None: that of `beta`.
+      value_update: exact, or as in the papers, clipped where it would become negative.
+      factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
+        numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
     """
 

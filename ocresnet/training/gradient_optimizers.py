@@ -26,7 +26,7 @@ class SGD(Optimizer):
 
     Attributes:
       momentum: decay of the accumulated gradients, in [0, 1).
-      nesterov: Nesterov's form of it.
+      nesterov: Nesterov's form of momentum.
     """
 
     weight_decay: float = 1e-4
@@ -65,8 +65,9 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     Attributes:
-      decay_of_mean, decay_of_square: of the moving averages of the gradient and of its square.
-      epsilon: added to the root of the latter.
+      decay_of_mean: of the moving average of the gradient.
+      decay_of_square: of the moving average of the gradient's square.
+      epsilon: added to the root of the mean square.
     """
 
     learning_rate: float = 1e-3
@@ -109,7 +110,7 @@ class RMSprop(Optimizer):
 
     Attributes:
       decay_of_square: of the moving average of the gradient's square.
-      epsilon: added to its root.
+      epsilon: added to the root of the mean square.
       momentum: decay of the accumulated updates, in [0, 1).
     """
 

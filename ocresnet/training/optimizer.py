@@ -35,15 +35,15 @@ class Optimizer(ABC):
 
     Attributes:
       learning_rate: alpha, before the schedule.
-      schedule: "constant", "milestones" or "cosine"; `schedules.py` describes them.
+      schedule: the learning rate stays, drops at the milestones, or falls as a cosine to 0.
       milestones: where the learning rate is multiplied by `decay_factor`: shares of the run's
         epochs in (0, 1), or whole numbers of epochs; the paper's are 82 and 123 of 165.
-      decay_factor: see `milestones`.
+      decay_factor: of the learning rate at a milestone.
       warmup_epochs: the learning rate rises linearly over so many epochs.
       gradient_clip: largest norm of the gradient; 0 does not clip.
-      weight_decay: lambda.
-      weight_decay_on: "all" parameters, or "residual_branches" only as in Theorem 1 of the
-        stage-cost paper.
+      weight_decay: lambda, of lambda/2 ||w||^2.
+      weight_decay_on: all parameters decay, or those of residual branches only, as in Theorem 1
+        of the stage-cost paper.
 
     Raises:
       ValueError: for an impossible value, saying what is allowed.

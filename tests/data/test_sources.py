@@ -31,6 +31,19 @@ def test_digits_test_set_is_the_last_360_in_file_order():
     np.testing.assert_array_equal(data.test_labels, load_digits().target[-360:])
 
 
+def test_wine_is_standardised_by_its_training_part():
+    data = load_dataset("wine")
+    assert data.train_images.shape == (142, 1, 13, 1) and data.test_images.shape == (36, 1, 13, 1)
+    assert data.classes == 3 and data.source == "wine"
+    features = data.train_images[:, 0, :, 0].astype(float)
+    np.testing.assert_allclose(features.mean(0), 128, atol=0.5)
+    np.testing.assert_allclose(features.std(0), 32, atol=1)
+    from sklearn.datasets import load_wine
+
+    counts = np.bincount(data.train_labels) + np.bincount(data.test_labels)
+    np.testing.assert_array_equal(counts, np.bincount(load_wine().target))
+
+
 def test_npz(npz):
     data = load_dataset(str(npz))
     with np.load(npz) as file:
@@ -74,7 +87,7 @@ def test_a_tfds_folder_holds_what_was_written(npz, tmp_path):
 
 def test_missing_data_is_said_at_once(tmp_path):
     with pytest.raises(
-        ValueError, match=r"dataset is 'imagenet', but must be one of digits, mnist"
+        ValueError, match=r"dataset is 'imagenet', but must be one of digits, wine, mnist"
     ):
         load_dataset("imagenet")
     with pytest.raises(FileNotFoundError, match="no data file"):

@@ -20,7 +20,6 @@ QUICK = (
     "--blocks=3",
     "--filters=8",
     "--epochs=2",
-    "--milestones=1",
     "--devices=1",
 )
 
@@ -56,7 +55,7 @@ def test_train_leaves_metrics_figures_network_and_checkpoints(finished):
     }
     for name in ("config.json", "run.json", "trajectory.json", "network/network.json"):
         assert (finished / name).is_file()
-    assert read(finished / "config.json")["network"]["blocks"] == [3]
+    assert read(finished / "config.json")["architecture"]["blocks"] == [3]
 
 
 def test_evaluate_reads_the_run_and_tries_early_exits(finished):
@@ -89,7 +88,7 @@ def test_prune_writes_a_network_that_loads_alone(finished):
     code, output, errors = call(prune.main, f"--workdir={finished}", "--blocks=1")
     assert code == 0, errors
     assert "| residual blocks | 3 | 1 | 0.33 |" in output
-    assert load(finished / "pruned").config.blocks == (1,)
+    assert load(finished / "pruned").architecture.blocks == (1,)
     report, trajectory = read(finished / "pruning.json"), read(finished / "trajectory.json")
     np.testing.assert_allclose(
         report["pruned"]["accuracy"], trajectory["test"]["accuracies"][1], atol=1e-6
@@ -115,7 +114,7 @@ def test_finetune_trains_the_cut_network_with_the_whole_as_teacher(finished, tmp
             )
     assert rows_of(tmp_path)[-1]["test"]["accuracies"] == [measured["fine-tuned"]["test"]]
     assert f"| fine-tuned | 1 | {100 * measured['fine-tuned']['validation']:.2f} |" in output
-    assert load(tmp_path / "network").config.blocks == (1,)
+    assert load(tmp_path / "network").architecture.blocks == (1,)
     code, output, errors = call(finetune.main, *arguments)
     assert code == 0 and "epoch 1/2" not in output, errors
     assert read(tmp_path / "finetuning.json") == measured
@@ -124,7 +123,7 @@ def test_finetune_trains_the_cut_network_with_the_whole_as_teacher(finished, tmp
     assert code == 0, errors
     # A run without distillation is another one.
     code, _, errors = call(finetune.main, *arguments[:-1])
-    assert code == 1 and "training.distillation is 0.5 there and 0.0 here" in errors
+    assert code == 1 and "distillation is 0.5 there and 0.0 here" in errors
 
 
 def test_export_writes_the_whole_or_the_pruned_network(finished, tmp_path):
@@ -165,7 +164,7 @@ def test_surgery_compares_the_criteria_and_cuts(finished, monkeypatch):
         if row["criterion"] == "loss_increase" and row["order"] == "greedy"
     )
     assert removed == greedy["removed"][0] and cut["order"] == "greedy"
-    assert load(finished / "surgical").config.blocks == (2,)
+    assert load(finished / "surgical").architecture.blocks == (2,)
     assert (finished / "surgery.md").read_text() in output
     assert (finished / "figures" / "surgery.png").is_file()
     # The same settings again: the orders are read, only the cut is another one.
@@ -174,7 +173,7 @@ def test_surgery_compares_the_criteria_and_cuts(finished, monkeypatch):
         surgery.main, *few, "--tolerance=100", "--criterion=taylor", "--order=greedy"
     )
     assert code == 0 and "taylor (greedy)" in output, errors
-    assert load(finished / "surgical").config.blocks == (0,)
+    assert load(finished / "surgical").architecture.blocks == (0,)
 
 
 @pytest.mark.slow

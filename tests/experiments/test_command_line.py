@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from programs import ROOT, call, finish, interrupted_at_import_of, start
@@ -23,6 +25,7 @@ from experiments.benchmarks import optimizers as benchmark_optimizers
 from experiments.benchmarks import step as benchmark_step
 from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
+from experiments.common.kind_flags import KindFlags
 from experiments.optimizers import ddpnopt_table, feedback_ablation, optimizer_curves, robustness
 from experiments.paper import __main__ as paper
 from tests.conftest import SMALL, random_network
@@ -73,6 +76,7 @@ def test_help_of_a_training_run_has_a_section_for_each_configuration():
         "Data",
         "Network",
         "Objective",
+        "Training",
         "Optimizer",
         "Execution",
         "Hosts and devices",
@@ -95,7 +99,10 @@ def test_help_of_a_training_run_has_a_section_for_each_configuration():
         (train, ("surprise",), "unexpected argument 'surprise'"),
         (train, (DIGITS, "--exits=none"), "has no exits to pay"),
         (train, ("--blokcs=3",), "--blokcs is not a flag of this program. Did you mean 'blocks'?"),
-        (train, (DIGITS, "--milestones=50"), "--milestones has 50"),
+        (train, (DIGITS, "--milestones=50"), "milestones (50,) are not reached in 50 epochs"),
+        (train, (DIGITS, "--curvature=kfac"), "--curvature belongs to --optimizer=ocnopt"),
+        (train, ("--preset=digits_fcn", "--stage_cost=0.1"), "a MLPConfig cannot have any"),
+        (choose_depth, ("--preset=digits_fcn", "--validation=0.1"), "needs residual blocks, and a"),
         (demo, ("--blocks=3",), "--blocks is not a flag of this program. See --help."),
         (surgery, (), "--workdir is needed"),
         (surgery, ("--keep=2", "--budget=0.5"), "only one of --keep, --budget and --tolerance"),
@@ -131,16 +138,6 @@ def test_a_mistake_gets_one_sentence(binary, arguments, message):
     assert code == 1
     assert message in errors
     assert errors.startswith("error: ") and errors.count("\n") == 1
-
-
-def test_a_preset_s_schedule_that_the_epochs_cut_off_is_mentioned(monkeypatch):
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "fit", stop)
-    code, _, errors = call(train.main, DIGITS, "--epochs=30")
-    assert code == 130 and "would drop after epoch 30, and this run has 30" in errors
-    assert "would drop" not in call(train.main, DIGITS, "--epochs=43").errors
 
 
 @pytest.mark.parametrize("binary", [train, finetune, choose_depth])
@@ -186,6 +183,48 @@ def test_a_missing_package_is_named_for_a_checkout_too(monkeypatch, tmp_path):
     assert "pip install 'ocresnet[export]', or in a checkout pip install '.[export]'" in errors
 
 
+def test_flags_of_a_configuration_are_those_of_its_fields():
+    """Of two kinds: the widest type, the documentation and the defaults of each, and a refusal."""
+
+    @dataclass(frozen=True)
+    class One:
+        """One kind.
+
+        Attributes:
+          both: how many,
+            in one.
+          word: which.
+        """
+
+        both: int = 1
+        word: Literal["a", "b"] = "a"
+
+    @dataclass(frozen=True)
+    class Two(One):
+        """Another.
+
+        Attributes:
+          share, rest: numbers of `two`.
+        """
+
+        both: tuple[int, ...] = (2, 3)  # type: ignore[assignment]
+        word: Literal["b", "c"] = "c"  # type: ignore[assignment]
+        share: float | None = None
+        rest: bool = False
+
+    values = FlagValues()
+    kinds = KindFlags(Section(values, "Kinds"), "kind", {"one": One(), "two": Two()}, "Which.")
+    text = command_line.help_text("", values)
+    assert "--both=<int,int,...>\n      How many, in one. (default: one 1; two 2,3)" in text
+    assert "--word=<a|b|c>\n      Which. (default: one a; two c)" in text
+    assert "--share=<float>\n      Of two: numbers of two.\n" in text
+    assert "--[no]rest\n      Of two: numbers of two. (default: False)" in text
+    command_line.parse(values, ["--both=4", "--share=0.5", "--kind=two"])
+    assert kinds.kind == "two" and kinds.given("two") == {"both": (4,), "share": 0.5}
+    with pytest.raises(ValueError, match="--share belongs to --kind=two, but this run's is one, "):
+        kinds.given("one")
+
+
 def test_two_command_lines_in_one_process_do_not_meet():
     def define(values):
         return Section(values, "Run").whole("blocks", "How many.", 7)
@@ -210,12 +249,13 @@ def test_kinds_of_flags():
         "choice": section.choice("choice", ["a", "b"], "."),
         "choices": section.choices("choices", ["a", "b"], ".", ["b"]),
         "texts": section.texts("texts", "."),
+        "row": section.row("row", "."),
     }
     command_line.parse(values, [])
     assert given(**flags) == {"switch": False, "numbers": [0.5], "choices": ["b"]}
     line = (
         "--text=t --switch --whole=2 --wholes=1,2 --number=-1e3 --numbers=1 --numbers=2 --share=1 "
-        "--choice=a --choices=a --choices=b --texts=x --texts=y"
+        "--choice=a --choices=a --choices=b --texts=x --texts=y --row=1,0.5"
     )
     command_line.parse(values, line.split(" "))
     assert given(**flags) == {
@@ -229,6 +269,7 @@ def test_kinds_of_flags():
         "choice": "a",
         "choices": ["a", "b"],
         "texts": ["x", "y"],
+        "row": (1, 0.5),
     }
 
 

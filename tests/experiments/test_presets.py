@@ -1,6 +1,7 @@
 """The presets are the paper's runs, and flags change what they say."""
 
 import re
+from dataclasses import replace
 
 import jax
 import pytest
@@ -11,15 +12,26 @@ from experiments import train
 from experiments.common import presets, speed
 from experiments.common.command_line import parse as parse_flags
 from experiments.common.flag_kinds import FlagValues
-from experiments.common.flags import TrainingFlags, WantedRun
+from experiments.common.flags import TrainingRunFlags, WantedRun
 from experiments.common.presets import PRESETS, describe
+from ocresnet.data.sources import load_dataset
+from ocresnet.systems.architecture import ResidualArchitecture
+from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.families import FAMILIES
+from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.residual_mlp import ResidualMLPConfig
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.fit import fit as real_fit
+from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt
+
+DIGITS = "--preset=digits_homogeneous12_shared"
+RESIDUAL_MLP = "--preset=digits_residual_mlp12_shared"
 
 
 def parse(*arguments: str) -> WantedRun:
     """What a command line asks for."""
     values = FlagValues()
-    flags = TrainingFlags(values)
+    flags = TrainingRunFlags(values)
     parse_flags(values, arguments)
     return flags.wanted()
 
@@ -31,11 +43,12 @@ def test_homogeneous_presets_are_the_papers(dataset, run):
     assert preset.network.blocks == (int(run[:2]),)
     assert preset.network.filters == (32 if dataset == "mnist" else 64,)
     assert preset.network.classes == (100 if dataset == "cifar100" else 10)
-    training = preset.training
+    training, optimizer = preset.training, preset.training.optimizer
+    assert isinstance(optimizer, SGD) and optimizer.schedule == "milestones"
     assert training.stage_cost == (0.0 if "plain" in run else 0.02)
-    assert (training.epochs, training.batch_size, training.learning_rate) == (165, 128, 0.1)
-    assert (training.momentum, training.milestones) == (0.9, (82, 123))
-    assert (training.weight_decay, training.decay_factor) == (1e-4, 0.1)
+    assert (training.epochs, training.batch_size, optimizer.learning_rate) == (165, 128, 0.1)
+    assert (optimizer.momentum, optimizer.milestones) == (0.9, (82, 123))
+    assert (optimizer.weight_decay, optimizer.decay_factor) == (1e-4, 0.1)
     assert training.augmentation == ("none" if dataset == "mnist" else "crop_flip")
 
 
@@ -49,11 +62,11 @@ def test_standard_presets_are_the_papers():
 @pytest.mark.parametrize("exits", ["plain", "shared"])
 def test_imagenet_presets_have_the_usual_schedule(depth, exits):
     preset = PRESETS[f"imagenet_resnet{depth}_{exits}"]
-    network, training = preset.network, preset.training
+    network, training, optimizer = preset.network, preset.training, preset.training.optimizer
     assert network == ResNetConfig.imagenet(depth, exits="none" if exits == "plain" else exits)
     assert training.stage_cost == (0.0 if exits == "plain" else 0.02)
-    assert (training.epochs, training.batch_size, training.learning_rate) == (90, 256, 0.1)
-    assert (training.milestones, training.weight_decay) == ((30, 60, 80), 1e-4)
+    assert (training.epochs, training.batch_size, optimizer.learning_rate) == (90, 256, 0.1)
+    assert (optimizer.milestones, optimizer.weight_decay) == ((30, 60, 80), 1e-4)
     assert training.augmentation == "resized_crop_flip"
 
 
@@ -125,17 +138,17 @@ def test_every_field_can_be_overridden():
         "--unroll",
     )
     assert (wanted.dataset, wanted.workdir) == ("data.npz", "w")
-    network, training = wanted.network, wanted.training
+    network, training, optimizer = wanted.network, wanted.training, wanted.training.optimizer
     assert (network.blocks, network.filters) == ((3, 3), (4, 8))
     assert (network.stem_stride, network.exits) == (2, "separate")
     assert (network.block, network.stem) == ("bottleneck", "convolution")
     assert parse("--preset=cifar10_standard54_shared", "--stem=imagenet").network.stem == "imagenet"
     assert (training.stage_cost, training.loss, training.label_smoothing) == (0.1, "l2", 0.2)
-    assert (training.weight_decay, training.weight_decay_on) == (0.5, "residual_branches")
-    assert (training.epochs, training.batch_size, training.learning_rate) == (3, 32, 0.2)
-    assert (training.momentum, training.milestones) == (0.8, (1, 2))
-    assert (training.decay_factor, training.warmup_epochs) == (0.5, 0.5)
-    assert (training.gradient_clip, training.average_decay) == (2.0, 0.9)
+    assert (optimizer.weight_decay, optimizer.weight_decay_on) == (0.5, "residual_branches")
+    assert (training.epochs, training.batch_size, optimizer.learning_rate) == (3, 32, 0.2)
+    assert (optimizer.momentum, optimizer.milestones) == (0.8, (1, 2))
+    assert (optimizer.decay_factor, optimizer.warmup_epochs) == (0.5, 0.5)
+    assert (optimizer.gradient_clip, training.average_decay) == (2.0, 0.9)
     assert (training.augmentation, training.validation, training.seed) == ("crop", 0.25, 7)
     execution = training.execution
     assert (execution.precision, execution.remat, execution.unroll) == ("bfloat16", "none", True)
@@ -156,19 +169,122 @@ def test_blocks_of_a_subresnet():
 
 def test_without_a_preset_a_run_starts_from_what_suits_any_small_images():
     wanted = parse("--dataset=data/mine.npz", "--exits=separate")
-    assert (wanted.dataset, wanted.workdir) == ("data/mine.npz", "runs/mine")
+    assert (wanted.dataset, wanted.workdir) == ("data/mine.npz", "runs/resnet_mine")
     assert wanted.network == ResNetConfig.homogeneous(12, 16, exits="separate")
     assert wanted.training == presets.preset_for("data/mine.npz").training
     assert wanted.training.validation > 0 and wanted.training.stage_cost > 0
-    assert parse("--dataset=mnist[:100]").workdir == "runs/mnist"
+    assert parse("--dataset=mnist[:100]").workdir == "runs/resnet_mnist"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_starts_from_its_defaults(family):
+    wanted = parse("--dataset=mine.npz", f"--architecture={family}")
+    assert wanted.network == presets.DEFAULT_NETWORKS[family]
+    assert wanted.workdir == f"runs/{family}_mine"
+    residual = isinstance(wanted.network, ResidualArchitecture)
+    assert (wanted.training.stage_cost > 0) == residual
+    kind = SGD if family == "resnet" else AdamW
+    assert isinstance(wanted.training.optimizer, kind)
+
+
+def test_fields_of_every_family_are_flags():
+    wanted = parse("--dataset=digits", "--architecture=mlp", "--hidden=5,4", "--activation=tanh")
+    assert wanted.network == MLPConfig(hidden=(5, 4), activation="tanh")
+    assert parse("--dataset=digits", "--architecture=mlp", "--hidden=").network.hidden == ()
+    wanted = parse("--dataset=digits", "--architecture=cnn", "--filters=3", "--strides=2")
+    assert wanted.network == CNNConfig(filters=(3,), strides=(2,))
+    wanted = parse(RESIDUAL_MLP, "--blocks=3", "--width=8", "--hidden=16", "--exits=separate")
+    network = wanted.network
+    assert (network.blocks, network.width, network.hidden) == (3, 8, 16)
+    assert network.exits == "separate" and wanted.workdir == "runs/digits_residual_mlp12_shared"
+
+
+def test_another_family_than_the_preset_s_has_its_own_defaults():
+    preset = PRESETS["digits_homogeneous12_shared"]
+    wanted = parse(DIGITS, "--architecture=residual_mlp")
+    assert wanted.network == ResidualMLPConfig() and wanted.training == preset.training
+    wanted = parse(DIGITS, "--architecture=mlp")
+    assert wanted.network == MLPConfig()
+    assert wanted.training == replace(preset.training, stage_cost=0.0)
+    assert parse(DIGITS, "--architecture=resnet").network == preset.network
+
+
+def test_every_field_of_every_optimizer_is_a_flag():
+    values = {
+        "sgd": {"nesterov": True, "momentum": 0.5},
+        "adamw": {"decay_of_mean": 0.8, "decay_of_square": 0.95, "epsilon": 1e-7},
+        "rmsprop": {"momentum": 0.3, "decay_of_square": 0.9, "epsilon": 1e-6},
+        "kfac": {"damping": 0.1, "decay": 0.8, "factor_every": 3, "eigen_every": 6},
+        "ekfac": {"damping": 0.1, "moments": "per_example"},
+        "ocnopt": {
+            "curvature": "diagonal",
+            "epsilon": 1e-3,
+            "feedback": "joint",
+            "groups": 4,
+            "rollout": "linear",
+            "beta": 0.5,
+            "value_beta": 0.25,
+            "factor": "sampled",
+        },
+    }
+    for name, given in values.items():
+        flags = [f"--{field}={value}" for field, value in given.items()]
+        optimizer = parse("--dataset=digits", f"--optimizer={name}", *flags).training.optimizer
+        assert optimizer == OPTIMIZERS[name](**given)
+    assert parse("--dataset=digits", "--optimizer=ocnopt").training.optimizer == OCNOpt()
+
+
+def test_another_optimizer_than_the_preset_s_keeps_schedule_clipping_and_decay():
+    optimizer = parse(DIGITS, "--optimizer=ocnopt", "--gradient_clip=3").training.optimizer
+    wanted = OCNOpt(
+        schedule="milestones", milestones=(30, 42), weight_decay=2e-3, gradient_clip=3.0
+    )
+    assert optimizer == wanted and optimizer.learning_rate == OCNOpt().learning_rate != 0.1
+    assert parse(DIGITS, "--optimizer=sgd").training == PRESETS[DIGITS[9:]].training
 
 
 @pytest.mark.parametrize(
-    ("epochs", "milestones"), [(1, ()), (2, (1,)), (10, (6, 8)), (30, (18, 26))]
+    ("arguments", "schedule", "milestones"),
+    [
+        ((DIGITS, "--epochs=50"), "milestones", (30, 42)),
+        ((DIGITS, "--epochs=5"), "milestones", (0.6, 0.84)),
+        ((DIGITS, "--milestones=0.5,0.75"), "milestones", (0.5, 0.75)),
+        ((DIGITS, "--milestones=20"), "milestones", (20,)),
+        ((DIGITS, "--milestones="), "milestones", ()),
+        ((DIGITS, "--schedule=cosine"), "cosine", (30, 42)),
+        (("--dataset=digits", "--epochs=1"), "milestones", (0.6, 0.85)),
+        (("--dataset=digits", "--architecture=mlp"), "cosine", AdamW().milestones),
+        (("--dataset=digits", "--architecture=mlp", "--milestones=9"), "milestones", (9,)),
+    ],
 )
-def test_without_a_preset_the_schedule_fits_the_epochs(epochs, milestones):
-    training = parse("--dataset=digits", f"--epochs={epochs}").training
-    assert (training.epochs, training.milestones) == (epochs, milestones)
+def test_schedules_fit_any_number_of_epochs(arguments, schedule, milestones):
+    optimizer = parse(*arguments).training.optimizer
+    assert (optimizer.schedule, optimizer.milestones) == (schedule, milestones)
+    kinds = [type(milestone) for milestone in optimizer.milestones]
+    assert kinds == [type(milestone) for milestone in milestones]
+
+
+STUDIES = {
+    "wine_fcn": MLPConfig(hidden=(32, 32, 32, 32), activation="tanh"),
+    "digits_fcn": MLPConfig(hidden=(32, 32, 32, 32), activation="tanh"),
+    "digits_cnn": CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,)),
+    "digits_resnet": ResNetConfig.homogeneous(4, 8, exits="none"),
+    "mnist_fcn": MLPConfig(hidden=(32, 32, 32, 32)),
+    "mnist_cnn": CNNConfig(filters=(32,) * 4, strides=(2, 2, 2, 1), hidden=(64,)),
+    "cifar10_cnn": CNNConfig(filters=(32,) * 4, strides=(2, 2, 2, 1), hidden=(64,)),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_networks_of_the_studies_of_ocnopt_are_presets(name):
+    preset = PRESETS[name]
+    shape = {"image_shape": preset.network.image_shape, "classes": preset.network.classes}
+    assert preset.network == replace(STUDIES[name], **shape)
+    assert isinstance(preset.training.optimizer, OCNOpt) and preset.training.stage_cost == 0
+    if preset.dataset in ("wine", "digits"):
+        data = load_dataset(preset.dataset)
+        assert shape == {"image_shape": data.image_shape, "classes": data.classes}
+        assert len(data.train_labels) == presets.TRAINING_SAMPLES[preset.dataset]
 
 
 @pytest.mark.parametrize(
@@ -178,14 +294,40 @@ def test_without_a_preset_the_schedule_fits_the_epochs(epochs, milestones):
         (["--preset=mnist_homogeneous54_shared", "--blocks=x"], "--blocks=x: it must be whole"),
         (["--preset=mnist_homogeneous54_shared", "--blocks=-1"], "blocks is"),
         (["--preset=mnist_homogeneous54_shared", "--epochs=0"], "epochs is 0"),
-        (["--preset=cifar10_standard54_shared", "--blocks=10"], "divisible by the 3 stages"),
+        (["--preset=cifar10_standard54_shared", "--blocks=10"], "divisible by the 3 levels"),
         (["--preset=mnist_homogenous54_shared"], "Did you mean 'mnist_homogeneous54_shared'?"),
         (["--dataset=minst"], "Did you mean 'mnist'?"),
         (["--dataset=minst[:10]"], "Did you mean 'mnist'?"),
         (["--dataset=digits", "--weight_dcay=1"], "Did you mean 'weight_decay'?"),
         (["--dataset=digits", "--exits=sharde"], "Did you mean 'shared'?"),
-        (["--dataset=digits", "--milestones=100000000"], "over after 30 epochs"),
-        (["--dataset=digits", "--milestones=1,99999999999"], "must not be larger"),
+        (["--dataset=digits", "--milestones=100000000"], "not reached in 30 epochs"),
+        (["--dataset=digits", "--milestones=0.5,x"], "must be numbers separated by commas"),
+        (["--dataset=digits", "--milestones=nan"], "must be finite"),
+        (["--dataset=digits", "--milestones=0.9,0.5"], "increasing, and either shares"),
+        (
+            ["--dataset=digits", "--schedule=cosine", "--milestones=5"],
+            "--milestones belongs to --schedule=milestones, but it is cosine.",
+        ),
+        (["--dataset=digits", "--architecture=mpl"], "Did you mean 'mlp'?"),
+        (
+            ["--dataset=digits", "--architecture=mlp", "--filters=3"],
+            "--filters belongs to --architecture=resnet|cnn, but this run's is mlp, which has "
+            "--hidden, --activation.",
+        ),
+        (["--preset=wine_fcn", "--blocks=3"], "--blocks belongs to --architecture=resnet|residual"),
+        ([RESIDUAL_MLP, "--blocks=3,4"], "--blocks is 3,4, but must be one whole number here."),
+        (["--dataset=digits", "--optimizer=ocn_opt"], "Did you mean 'ocnopt'?"),
+        (
+            [DIGITS, "--curvature=ekfac"],
+            "--curvature belongs to --optimizer=ocnopt, but this run's is sgd, which has "
+            "--learning_rate",
+        ),
+        ([DIGITS, "--optimizer=ocnopt", "--curvature=ekfca"], "Did you mean 'ekfac'?"),
+        (
+            [DIGITS, "--optimizer=ocnopt", "--curvature=identity", "--damping=1"],
+            "curvature 'identity' has no such setting",
+        ),
+        (["--dataset=digits", "--milestones=1,99999999999"], "not be larger"),
         (["--dataset=digits", "--batch_size=9999999999"], "not an integer in the range"),
         (["--dataset=digits", "--learning_rate=nan"], "nan is not a finite number"),
     ],

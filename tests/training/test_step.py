@@ -13,7 +13,7 @@ from ocresnet.systems import network as networks
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Variables
 from ocresnet.training.config import TrainingConfig
-from ocresnet.training.optimizers import SGD
+from ocresnet.training.optimizers import OPTIMIZERS, SGD
 from ocresnet.training.step import (
     AXIS_NAME,
     TrainState,
@@ -176,6 +176,19 @@ def test_eight_devices_give_the_run_of_one(exits):
     ):
         scale = np.max(np.abs(wanted), initial=1.0)
         np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_buffer_is_in_the_state_twice(name):
+    """The step gives its argument's buffers away: with one twice, the first step of a process with
+    one device fails."""
+    architecture = SMALL["homogeneous"]
+    config = TrainingConfig(optimizer=OPTIMIZERS[name](), average_decay=0.9)
+    problem = training_problem(architecture, config)
+    optimizer = config.optimizer.build(problem, optax.constant_schedule(0.1))
+    state = init_state(problem, config, architecture.init(jax.random.key(0)), optimizer)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
 
 
 def test_the_average_follows_parameters_and_statistics():
