@@ -40,15 +40,15 @@ class TrainingStep:
         problem, optimizer = training_problem(architecture, config), config.optimizer
         schedule = optimizer.schedule_over(config.epochs, STEPS_PER_EPOCH)
         transformation = optimizer.build(problem, schedule, seed=config.seed)
-        variables = jax.jit(architecture.init)(jax.random.key(config.seed))
-        self.variables = jax.device_get(variables)
-        self._state = init_state(problem, config, variables, transformation)
+        self.variables = jax.jit(architecture.init)(jax.random.key(config.seed))
+        state = init_state(problem, config, self.variables, transformation)
+        # Copies: every buffer of the state is given away with the first step.
+        self._state = jax.tree.map(jnp.array, state)
         self._batch = Batch(jnp.asarray(images), jnp.asarray(labels))
         step = make_train_step(
             problem, config, transformation, optimizer.keep_on(devices=1), seed=config.seed
         )
         start = time.perf_counter()
-        # As in `fit`, the buffers of the state are reused.
         lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._batch)
         self._compiled = lowered.compile()
         self.first_objective = self()

@@ -185,7 +185,11 @@ def test_binary_leaves_a_table_and_its_raw_data(tmp_path, monkeypatch, binary, a
             # 142 training samples, batches of 16, two epochs: two parts of 8 steps.
             assert row["steps"] == [8, 16] and row["seconds"][1] == 2 * row["seconds"][0]
             assert np.shape(row["losses_of_seeds"]) == (1, 2) and row["losses"][1] < 1.2
-    monkeypatch.setattr(binary, "compare" if binary is benchmark else "measure", None)
+
+    def measure(*_):
+        raise AssertionError("it is measured again")
+
+    monkeypatch.setattr(binary, "compare" if binary is benchmark else "measure", measure)
     assert call(binary.main, *arguments).code == 0
     assert output.with_suffix(".md").read_text() == table
 
