@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import jax
 import pytest
-from ocresnet.systems.resnet_config import ResNetConfig
 from programs import call
 
 from experiments import train
