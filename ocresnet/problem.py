@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.costs import Cost, cross_entropy
-from ocresnet.systems.system import Probe, PyTree, Rollout, System, Variables, rollout
+from ocresnet.systems.rollout import Probe, Rollout, rollout
+from ocresnet.systems.system import PyTree, System, Variables
 
 Array = jax.Array
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)

@@ -28,7 +28,9 @@ import jax.numpy as jnp
 
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective_of_outputs, run
-from ocresnet.systems.system import Probe, PyTree, shared_parameters
+from ocresnet.systems.fold import shared_parameters
+from ocresnet.systems.rollout import Probe
+from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 

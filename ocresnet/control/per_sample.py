@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from ocresnet.systems.fold import fold
 
 from ocresnet.control import per_sample_stages, stages
 from ocresnet.control.coupled import is_same
@@ -33,8 +34,8 @@ from ocresnet.control.linearize import Keep, Nominal, linearize
 from ocresnet.control.per_sample_stages import Samples, inner, inner_of_outputs, run_stage
 from ocresnet.control.settings import Applied, Settings, Step
 from ocresnet.control.value import Policy, Value, applied_weights, value_recursion
-from ocresnet.systems import system as systems
-from ocresnet.systems.system import PyTree, Segment, fold
+from ocresnet.systems import fold as folds
+from ocresnet.systems.system import PyTree, Segment
 
 Array = jax.Array
 
@@ -221,7 +222,7 @@ def _samples(step: Step, nominal: Nominal, drift: PyTree | None) -> tuple[dict[s
 
     outputs = stages.outputs_by_segment(system, trajectory.outputs[0])
     output_costates = stages.outputs_by_segment(system, jnp.moveaxis(at_outputs, 1, 0))
-    of_stages = systems.stages(system, step.variables)
+    of_stages = folds.stages(system, step.variables)
     result: dict[str, Samples] = {}
     following = at_outputs[:, -1]
     for segment in reversed(system.segments):

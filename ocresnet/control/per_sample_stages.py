@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from ocresnet.control import stages
 from ocresnet.control.curvature.protocol import Curvature, Entries, Metric
 from ocresnet.systems import taps
-from ocresnet.systems.system import PyTree, Segment, Stage, System, advance
+from ocresnet.systems.fold import advance
+from ocresnet.systems.system import PyTree, Segment, Stage, System
 from ocresnet.systems.taps import Reading
 
 Array = jax.Array

@@ -28,11 +28,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from ocresnet.systems.fold import advance
 
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective_of_outputs
-from ocresnet.systems import system as systems
-from ocresnet.systems.system import PyTree, Segment, Stage, Variables, advance
+from ocresnet.systems import fold as folds
+from ocresnet.systems.system import PyTree, Segment, Stage, Variables
 
 Array = jax.Array
 
@@ -182,8 +183,8 @@ def make_chain(problem: Problem, variables: Variables, inputs: PyTree) -> Chain:
 
     stages = []
     if system.shared:
-        stages.append((decide_shared, systems.shared_parameters(system, variables.params)))
-    of_segments = systems.stages(system, variables)
+        stages.append((decide_shared, folds.shared_parameters(system, variables.params)))
+    of_segments = folds.stages(system, variables)
     for segment in system.segments:
         for index in range(segment.stages):
             stage = of_segments[segment.name]

@@ -22,13 +22,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ocresnet.systems.fold import advance, fold, shared_parameters
 
 from ocresnet.control import stages
 from ocresnet.control.linearize import Trajectory
 from ocresnet.control.value import Policy, applied_weights
 from ocresnet.problem import Problem
+from ocresnet.systems import fold as folds
 from ocresnet.systems import system as systems
-from ocresnet.systems.system import PyTree, Segment, Variables, advance, fold, shared_parameters
+from ocresnet.systems.system import PyTree, Segment, Variables
 
 Array = jax.Array
 
@@ -165,7 +167,7 @@ def _given(
 ) -> dict[str, Given]:
     """What the stages of every segment are given."""
     system = problem.system
-    of_stages = systems.stages(system, variables)
+    of_stages = folds.stages(system, variables)
     weights, gains = (stages.by_segment(system, leaf) for leaf in policy)
     outputs = stages.outputs_by_segment(system, trajectory.outputs)
     costates = jnp.moveaxis(trajectory.output_costates, 1, 0)

@@ -24,18 +24,9 @@ from ocresnet.stage_cost.checks import (
 )
 from ocresnet.systems import network as networks
 from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.fold import advance, shared_parameters, stages
 from ocresnet.systems.network import Network
-from ocresnet.systems.system import (
-    Execution,
-    Segment,
-    Stage,
-    State,
-    System,
-    Variables,
-    advance,
-    shared_parameters,
-    stages,
-)
+from ocresnet.systems.system import Execution, Segment, Stage, State, System, Variables
 
 Array = jax.Array
 

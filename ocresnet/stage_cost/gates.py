@@ -19,21 +19,9 @@ import numpy as np
 
 from ocresnet.costs import PerSampleLoss
 from ocresnet.systems.architecture import ResidualArchitecture
-from ocresnet.systems.system import (
-    Execution,
-    PyTree,
-    Rollout,
-    Segment,
-    Stage,
-    State,
-    System,
-    Variables,
-    advance,
-    fold,
-    in_order,
-    shared_parameters,
-    stages,
-)
+from ocresnet.systems.fold import advance, fold, in_order, shared_parameters, stages
+from ocresnet.systems.rollout import Rollout
+from ocresnet.systems.system import Execution, PyTree, Segment, Stage, State, System, Variables
 
 Array = jax.Array
 

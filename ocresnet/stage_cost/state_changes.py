@@ -17,16 +17,8 @@ from ocresnet.stage_cost.checks import residual_architecture
 from ocresnet.stage_cost.trajectory import Mode, mean_over_batches
 from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.network import Network
-from ocresnet.systems.system import (
-    Execution,
-    Output,
-    PyTree,
-    Segment,
-    Stage,
-    State,
-    Variables,
-    rollout,
-)
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import Execution, Output, PyTree, Segment, Stage, State, Variables
 
 Array = jax.Array
 

@@ -10,7 +10,8 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from ocresnet.systems.architecture import Architecture
-from ocresnet.systems.system import PyTree, Segment, Stage, shared_parameters, stages
+from ocresnet.systems.fold import shared_parameters, stages
+from ocresnet.systems.system import PyTree, Segment, Stage
 
 CONVOLUTIONS = ("conv_general_dilated", "bilinear_convolution")
 """What the primitives of `convolution.py` are called."""

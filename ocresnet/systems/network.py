@@ -14,8 +14,9 @@ from ocresnet.files import digest, read_json, read_verified, replace_file, seale
 from ocresnet.systems.architecture import MOMENTUM, Architecture
 from ocresnet.systems.families import describe, from_description
 from ocresnet.systems.layers import Array, AxisName
+from ocresnet.systems.rollout import rollout
 from ocresnet.systems.summary import summary
-from ocresnet.systems.system import Execution, PyTree, Variables, rollout
+from ocresnet.systems.system import Execution, PyTree, Variables
 
 ARCHITECTURE_FILE = "network.json"
 VARIABLES_FILE = "variables.msgpack"

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from ocresnet.systems.cnn import CNNConfig
-from ocresnet.systems.system import Execution, rollout
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import Execution
 
 CONFIG = CNNConfig(
     (4, 4, 4, 6, 6), strides=(1, 1, 1, 2, 2), hidden=(7, 5), image_shape=(9, 8, 2), classes=3

@@ -12,7 +12,8 @@ from flax import linen, nnx
 
 from ocresnet.systems import layers
 from ocresnet.systems.from_flax import from_flax
-from ocresnet.systems.system import Variables, rollout
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import Variables
 
 IMAGES = jax.random.normal(jax.random.key(7), (6, 5, 5, 2))
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ocresnet.systems.mlp import MLPConfig
-from ocresnet.systems.system import Execution, rollout
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import Execution
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),

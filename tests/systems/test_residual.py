@@ -10,8 +10,10 @@ import pytest
 
 from ocresnet.systems.architecture import OUTPUT_BLOCK, residual
 from ocresnet.systems.blocks import Block, blocks, with_blocks
+from ocresnet.systems.fold import advance, shared_parameters, stages
 from ocresnet.systems.network import Network, create
-from ocresnet.systems.system import System, Variables, advance, rollout, shared_parameters, stages
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import System, Variables
 from tests.conftest import apply, random_images, random_network
 from tests.quick import quick_jit
 from tests.systems.every_family import EVERY, RESIDUAL

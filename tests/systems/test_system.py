@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.systems.system import Execution, Probe, Segment, System, Variables, rollout
+from ocresnet.systems.rollout import Probe, rollout
+from ocresnet.systems.system import Execution, Segment, System, Variables
 from tests.quick import quick_jit
 
 EXECUTIONS = [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ocresnet.systems import layers
-from ocresnet.systems.system import Execution, Segment, System, Variables, rollout
+from ocresnet.systems.rollout import rollout
+from ocresnet.systems.system import Execution, Segment, System, Variables
 from ocresnet.systems.taps import Tap, merge
 from tests.quick import quick_jit
 
