@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from ocresnet.systems.fold import fold
 
 from ocresnet.control import per_sample_stages, stages
 from ocresnet.control.coupled import is_same
@@ -35,6 +34,7 @@ from ocresnet.control.per_sample_stages import Samples, inner, inner_of_outputs,
 from ocresnet.control.settings import Applied, Settings, Step
 from ocresnet.control.value import Policy, Value, applied_weights, value_recursion
 from ocresnet.systems import fold as folds
+from ocresnet.systems.fold import fold
 from ocresnet.systems.system import PyTree, Segment
 
 Array = jax.Array

@@ -28,11 +28,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from ocresnet.systems.fold import advance
 
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective_of_outputs
 from ocresnet.systems import fold as folds
+from ocresnet.systems.fold import advance
 from ocresnet.systems.system import PyTree, Segment, Stage, Variables
 
 Array = jax.Array

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ocresnet.systems.fold import advance, fold, shared_parameters
 
 from ocresnet.control import stages
 from ocresnet.control.linearize import Trajectory
@@ -30,6 +29,7 @@ from ocresnet.control.value import Policy, applied_weights
 from ocresnet.problem import Problem
 from ocresnet.systems import fold as folds
 from ocresnet.systems import system as systems
+from ocresnet.systems.fold import advance, fold, shared_parameters
 from ocresnet.systems.system import PyTree, Segment, Variables
 
 Array = jax.Array

@@ -1,6 +1,7 @@
 """Optimizers of second order: a curvature alone, or with the feedback of OCNOpt."""
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,10 +19,8 @@ from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
 from ocresnet.systems.system import Variables
 from ocresnet.training.checks import is_number, require, require_share
-from ocresnet.training.optimizer import Optimizer
+from ocresnet.training.optimizer import Given, Optimizer
 from ocresnet.training.schedules import ScheduleName
-
-Array = jax.Array
 
 CurvatureName = Literal["identity", "diagonal", "kfac", "ekfac"]
 
@@ -62,9 +61,9 @@ class CurvatureOptimizer(Optimizer):
     moments: Moments | None = None
 
     @property
+    @abstractmethod
     def curvature_name(self) -> CurvatureName:
         """Which curvature M is."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,26 +93,17 @@ class CurvatureOptimizer(Optimizer):
         """The choices of `ocnopt` on each of so many devices."""
         return {"feedback": "none"}
 
-    def transformation(
-        self,
-        problem: Problem,
-        schedule: optax.Schedule,
-        weight_decay: float | Array,
-        *,
-        devices: int,
-        axis_name: str | None,
-        seed: int | Array,
-    ) -> optax.GradientTransformation:
+    def transformation(self, given: Given) -> optax.GradientTransformation:
         return ocnopt(
-            problem,
-            schedule,
+            given.problem,
+            given.schedule,
             momentum=self.momentum,
-            weight_decay=weight_decay,
+            weight_decay=given.weight_decay,
             weight_decay_mask=self.decay_mask,
             curvature=self.curvature_of_controls(),
-            axis_name=axis_name,
-            seed=seed,
-            **self.choices(devices),
+            axis_name=given.axis_name,
+            seed=given.seed,
+            **self.choices(given.devices),
         )
 
 

@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 import optax
 
-from ocresnet.problem import Problem
 from ocresnet.stage_cost.masks import separate_exit_mask
 from ocresnet.training.checks import require, require_positive, require_share
-from ocresnet.training.optimizer import Optimizer
+from ocresnet.training.optimizer import Given, Optimizer
 from ocresnet.training.schedules import ScheduleName
-
-Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +36,10 @@ class SGD(Optimizer):
         if self.nesterov:
             require("momentum", self.momentum, self.momentum > 0, "above 0 with nesterov")
 
-    def transformation(
-        self,
-        problem: Problem,
-        schedule: optax.Schedule,
-        weight_decay: float | Array,
-        *,
-        devices: int,
-        axis_name: str | None,
-        seed: int | Array,
-    ) -> optax.GradientTransformation:
-        descent = optax.sgd(schedule, momentum=self.momentum or None, nesterov=self.nesterov)
-        transformations = [self.add_decay(weight_decay), descent]
-        gamma = float(np.max(problem.stage_cost, initial=0.0))
+    def transformation(self, given: Given) -> optax.GradientTransformation:
+        descent = optax.sgd(given.schedule, momentum=self.momentum or None, nesterov=self.nesterov)
+        transformations = [self.add_decay(given.weight_decay), descent]
+        gamma = float(np.max(given.problem.stage_cost, initial=0.0))
         if gamma > 0:
             # All gamma_k are the same wherever there are separate heads: `fit` sees to it.
             heads = optax.masked(optax.scale(1 / gamma), separate_exit_mask)
@@ -83,22 +70,13 @@ class AdamW(Optimizer):
         require_share("decay_of_square", self.decay_of_square)
         require_positive("epsilon", self.epsilon)
 
-    def transformation(
-        self,
-        problem: Problem,
-        schedule: optax.Schedule,
-        weight_decay: float | Array,
-        *,
-        devices: int,
-        axis_name: str | None,
-        seed: int | Array,
-    ) -> optax.GradientTransformation:
+    def transformation(self, given: Given) -> optax.GradientTransformation:
         return optax.adamw(
-            schedule,
+            given.schedule,
             b1=self.decay_of_mean,
             b2=self.decay_of_square,
             eps=self.epsilon,
-            weight_decay=weight_decay,
+            weight_decay=given.weight_decay,
             mask=self.decay_mask,
         )
 
@@ -126,19 +104,10 @@ class RMSprop(Optimizer):
         require_positive("epsilon", self.epsilon)
         require_share("momentum", self.momentum)
 
-    def transformation(
-        self,
-        problem: Problem,
-        schedule: optax.Schedule,
-        weight_decay: float | Array,
-        *,
-        devices: int,
-        axis_name: str | None,
-        seed: int | Array,
-    ) -> optax.GradientTransformation:
+    def transformation(self, given: Given) -> optax.GradientTransformation:
         return optax.chain(
             optax.scale_by_rms(self.decay_of_square, self.epsilon, eps_in_sqrt=False),
             optax.trace(self.momentum) if self.momentum else optax.identity(),
-            self.add_decay(weight_decay),
-            optax.scale_by_learning_rate(schedule),
+            self.add_decay(given.weight_decay),
+            optax.scale_by_learning_rate(given.schedule),
         )

@@ -7,7 +7,7 @@ in `optimizers.py`.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import optax
@@ -27,6 +27,17 @@ from ocresnet.training.checks import (
 from ocresnet.training.schedules import ScheduleName, make_schedule
 
 Array = jax.Array
+
+
+class Given(NamedTuple):
+    """What a transformation is built from; `Optimizer.build` describes it."""
+
+    problem: Problem
+    schedule: optax.Schedule
+    weight_decay: float | Array
+    devices: int
+    axis_name: str | None
+    seed: int | Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,25 +137,14 @@ class Optimizer(ABC):
           too.
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
-        own = self.transformation(
-            problem, schedule, decay, devices=devices, axis_name=axis_name, seed=seed
-        )
+        own = self.transformation(Given(problem, schedule, decay, devices, axis_name, seed))
         if self.gradient_clip == 0:
             return optax.with_extra_args_support(own)
         return optax.chain(optax.clip_by_global_norm(self.gradient_clip), own)
 
     @abstractmethod
-    def transformation(
-        self,
-        problem: Problem,
-        schedule: optax.Schedule,
-        weight_decay: float | Array,
-        *,
-        devices: int,
-        axis_name: str | None,
-        seed: int | Array,
-    ) -> optax.GradientTransformation:
-        """What follows clipping; arguments as in `build`."""
+    def transformation(self, given: Given) -> optax.GradientTransformation:
+        """What follows clipping."""
 
     def check_epochs(self, epochs: int) -> None:
         """Refuse a schedule that such a run does not reach.
