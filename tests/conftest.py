@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
@@ -68,6 +68,13 @@ def random_images(architecture: Architecture, batch: int = 5, seed: int = 1) -> 
 def to_float64(tree):
     """The same tree in float64; only inside `jax.enable_x64(True)`."""
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf), "float64"), tree)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs():
+    """A process has room for so many programs only: each takes several of its memory maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
