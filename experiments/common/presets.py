@@ -207,9 +207,9 @@ PRESETS |= {
     "digits_resnet": _study_preset(
         "digits", ResNetConfig.homogeneous(4, 8, exits="none"), "96 % (ours)"
     ),
-    "mnist_fcn": _study_preset("mnist", _DENSE, "TODO"),
-    "mnist_cnn": _study_preset("mnist", _CONVOLUTIONS, "TODO"),
-    "cifar10_cnn": _study_preset("cifar10", _CONVOLUTIONS, "TODO"),
+    "mnist_fcn": _study_preset("mnist", _DENSE, "97 % (ours)"),
+    "mnist_cnn": _study_preset("mnist", _CONVOLUTIONS, "unknown (not run by us yet)"),
+    "cifar10_cnn": _study_preset("cifar10", _CONVOLUTIONS, "unknown (not run by us yet)"),
 }
 
 DEFAULT_NETWORKS: dict[str, Architecture] = {
