@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ocresnet.systems.resnet_config import ResNetConfig
 from PIL import Image
 
 from ocresnet.data import crops
@@ -14,6 +13,7 @@ from ocresnet.data.batches import Batching
 from ocresnet.data.sources import load_dataset, open_dataset
 from ocresnet.data.streaming import stream
 from ocresnet.stage_cost.trajectory import trajectory
+from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training import loop
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
@@ -195,7 +195,7 @@ def test_fit_trains_on_a_stream_and_resumes_to_the_same_bits(data, tmp_path, mon
     """Three short runs, with a validation split and evaluation of streamed images."""
     network = for_dataset(ResNetConfig.homogeneous(2, 4, stem_stride=2), data)
     config = TrainingConfig(
-        epochs=2, batch_size=4, milestones=(1,), augmentation="resized_crop_flip", validation=0.2
+        epochs=2, batch_size=4, augmentation="resized_crop_flip", validation=0.2
     )
 
     def run(workdir):
