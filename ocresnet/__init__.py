@@ -4,7 +4,8 @@ Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
   ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, for_dataset   architectures
-  from_flax, System                one's own modules, or one's own functions, as a system
+  System                           one's own functions as a system; `systems.from_flax` has the way
+                                   in for Flax modules
   TrainingConfig, fit              train, with stage costs
   SGD, AdamW, RMSprop, KFAC, EKFAC, OCNOpt    with any of these, or any optax transformation
   trajectory, calibrate_exits      losses and accuracies over depth, also of plain networks
@@ -35,7 +36,6 @@ from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.cnn import CNNConfig
-from ocresnet.systems.from_flax import from_flax
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
@@ -69,7 +69,6 @@ __all__ = [
     "export_network",
     "fit",
     "for_dataset",
-    "from_flax",
     "linearize",
     "load",
     "load_dataset",

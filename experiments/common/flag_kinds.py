@@ -128,6 +128,8 @@ class _ShareParser(_NumberParser):
 
 class _WholesParser(flags.ArgumentParser[tuple[int, ...]]):
     def parse(self, argument: Any) -> tuple[int, ...]:
+        if isinstance(argument, tuple):  # a default
+            return argument
         parts = argument.split(",") if argument else []
         try:
             values = tuple(int(part) for part in parts)
@@ -143,6 +145,8 @@ class _WholesParser(flags.ArgumentParser[tuple[int, ...]]):
 
 class _RowParser(flags.ArgumentParser[tuple[float, ...]]):
     def parse(self, argument: Any) -> tuple[float, ...]:
+        if isinstance(argument, tuple):  # a default
+            return argument
         parts = argument.split(",") if argument else []
         try:
             values = [float(part) for part in parts]
