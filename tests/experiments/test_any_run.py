@@ -70,6 +70,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_bit(finished, tmp_path, monkey
     assert_same_network(tmp_path, workdir)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_run_of_one(finished, tmp_path):
     workdir, flags = finished
     train_to(tmp_path, *flags, devices=8)

@@ -102,6 +102,7 @@ def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_
     assert whole.metrics[-1]["train"]["losses"][-1] < whole.metrics[0]["train"]["losses"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "optimizer"), PAIRS)
 def test_devices_make_no_difference(family, optimizer, toy_data):
     tolerance = ROUNDING.get(optimizer, 1e-4)
@@ -133,6 +134,7 @@ def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
         assert np.isfinite(result.metrics[0]["objective"])
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_the_optimizer_alone(toy_data):
     """OCNOpt given as a function is offered no trajectory, and ends an epoch at the same place."""
 
@@ -150,6 +152,7 @@ def test_the_step_is_that_of_the_optimizer_alone(toy_data):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_optimizer_learns_from_a_teacher_of_any_family(toy_data):
     teacher = random_network(for_dataset(FAMILIES["resnet"], toy_data))
     exact = OCNOpt(curvature="kfac", factor="exact", **OFTEN)

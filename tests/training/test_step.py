@@ -163,7 +163,7 @@ def test_the_gradient_is_that_of_equation_3(schedule, shares):
         np.testing.assert_allclose((before - after) / 0.1, slope, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("exits", ["shared", "separate"])
+@pytest.mark.parametrize("exits", ["shared", pytest.param("separate", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_run_of_one(exits):
     """Batch norm sees the whole batch, gradients are means over it: only rounding differs."""
     network = replace(SMALL["standard"], exits=exits)
