@@ -10,8 +10,6 @@ Notation: that of `ocresnet/control/reference.py`, and
 """
 
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,21 +21,7 @@ from ocresnet.control.reference import Value, decide, make_chain
 from ocresnet.costs import cross_entropy
 from ocresnet.problem import Problem
 from ocresnet.systems.system import System, Variables
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the compiler's options that this version of it has."""
-    known = {}
-    for name, value in options.items():
-        with suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda: 0, compiler_options={name: value})()
-            known[name] = value
-    return known
-
-
-QUICK = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
-quick_jit = partial(jax.jit, compiler_options=QUICK)
-"""`jax.jit` for what is run once or twice: it compiles in a fifth of the time."""
+from tests.quick import quick_jit
 
 Matrices = list[np.ndarray]
 Batch = tuple[jax.Array, jax.Array]

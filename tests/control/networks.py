@@ -19,7 +19,8 @@ from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.layers import Convolution
 from ocresnet.systems.system import Segment, System
-from tests.control.dense import Chain, chain, quick_jit, split
+from tests.control.dense import Chain, chain, split
+from tests.quick import quick_jit
 
 COSTS = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 CLASSES, BATCH = 3, 4

@@ -12,7 +12,7 @@ from ocresnet.control.curvature import diagonal, ekfac
 from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import ocnopt, scale_by_curvature
 from ocresnet.problem import objective
-from tests.control.dense import bellman, quick_jit, split, terminal, total_jacobian, walk
+from tests.control.dense import bellman, split, terminal, total_jacobian, walk
 from tests.control.networks import (
     BATCH,
     BETA,
@@ -24,6 +24,7 @@ from tests.control.networks import (
     random_batch,
     setting,
 )
+from tests.quick import quick_jit
 
 CLIP, DECAY = 0.05, 0.3
 FORMS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ocresnet.control.linearize import Keep, linearize, output_factors
-from tests.control.dense import bellman, quick_jit, split, terminal, total_jacobian, walk
+from tests.control.dense import bellman, split, terminal, total_jacobian, walk
 from tests.control.networks import (
     BATCH,
     BETA,
@@ -24,6 +24,7 @@ from tests.control.networks import (
     setting,
     updates,
 )
+from tests.quick import quick_jit
 
 NETWORKS = ["mlp", "shared heads", "own heads"]
 

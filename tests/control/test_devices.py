@@ -15,8 +15,8 @@ from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Execution, Segment, System
 from tests.conftest import SMALL, random_images, random_variables, to_float64
-from tests.control.dense import QUICK, quick_jit
 from tests.control.networks import exits_problem, random_batch, random_params
+from tests.quick import QUICK, quick_jit
 
 ETA = 0.3
 FORMS: dict[str, dict[str, Any]] = {

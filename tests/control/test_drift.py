@@ -17,7 +17,7 @@ from ocresnet.control.curvature import ekfac
 from ocresnet.control.optimizer import ocnopt, scale_by_curvature
 from ocresnet.problem import objective
 from ocresnet.systems.system import Variables
-from tests.control.dense import bellman, quick_jit, split, terminal, total_jacobian, walk
+from tests.control.dense import bellman, split, terminal, total_jacobian, walk
 from tests.control.networks import (
     BATCH,
     BETA,
@@ -29,6 +29,7 @@ from tests.control.networks import (
     random_params,
     setting,
 )
+from tests.quick import quick_jit
 
 MOMENTUM, DECAY = 0.9, 0.3
 FORMS: dict[str, dict[str, Any]] = {

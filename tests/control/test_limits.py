@@ -12,8 +12,9 @@ from ocresnet.control.curvature import diagonal, ekfac, identity
 from ocresnet.control.optimizer import ocnopt, scale_by_curvature
 from ocresnet.problem import Problem, objective
 from ocresnet.systems.system import Execution
-from tests.control.dense import quick_jit, split
+from tests.control.dense import split
 from tests.control.networks import BETA, ETA, flat, setting, stepper, updates
+from tests.quick import quick_jit
 
 FEEDBACKS = {
     "none": {"feedback": "none"},

@@ -15,8 +15,8 @@ from ocresnet.control.curvature.kronecker import Kronecker
 from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import OCNOptState, ocnopt, scale_by_ocnopt
 from ocresnet.problem import Problem, objective
-from tests.control.dense import quick_jit
 from tests.control.networks import exits_problem, random_batch, random_params
+from tests.quick import quick_jit
 
 ETA = 0.3
 FORMS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from ocresnet.control.optimizer import ocnopt
 from ocresnet.problem import Problem, objective, per_sample_costs, run, weighted_sum
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
-from tests.control.dense import bellman, chain, quick_jit, split, walk
+from tests.control.dense import bellman, chain, split, walk
 from tests.control.networks import (
     BATCH,
     BETA,
@@ -24,6 +24,7 @@ from tests.control.networks import (
     setting,
     updates,
 )
+from tests.quick import quick_jit
 
 
 @pytest.fixture(autouse=True)

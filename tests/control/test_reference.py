@@ -17,7 +17,7 @@ from ocresnet.control.optimizer import ocnopt
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System, Variables
-from tests.control.dense import quick_jit, split
+from tests.control.dense import split
 from tests.control.networks import (
     BATCH,
     BETA,
@@ -29,6 +29,7 @@ from tests.control.networks import (
     random_batch,
     random_params,
 )
+from tests.quick import quick_jit
 
 
 @pytest.fixture(autouse=True)

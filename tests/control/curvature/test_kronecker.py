@@ -15,8 +15,8 @@ from ocresnet.problem import Problem, objective
 from ocresnet.systems import layers
 from ocresnet.systems.system import Segment, System
 from tests.control.curvature.explicit import NETWORKS, factors, reads
-from tests.control.dense import quick_jit
 from tests.control.networks import mlp_problem, random_batch, random_params
+from tests.quick import quick_jit
 
 DAMPING, DECAY, BATCH = 0.1, 0.8, 4
 
