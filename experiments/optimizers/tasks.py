@@ -18,8 +18,6 @@ convolutions of 32 filters and two dense layers), where the strides and the last
 
 from typing import NamedTuple
 
-import numpy as np
-
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import Architecture
@@ -69,24 +67,11 @@ def make_task(name: str, source: str | None = None, samples: int | None = None) 
     if name not in NETWORKS:
         raise ValueError(f"network is {name!r}, but must be one of {', '.join(NETWORKS)}.")
     network = NETWORKS[name]
-    data = wine() if network.data == "wine" else load_dataset(source or network.data)
+    data = load_dataset(source or network.data)
     if samples is not None:
         data = data.first(samples)
     architecture = for_dataset(network.architecture, data)
     return Task(architecture, data, network.stage_cost, network.together)
-
-
-def wine() -> Dataset:
-    """scikit-learn's wine, standardised and quantised to bytes; every fifth sample is for tests."""
-    from sklearn.datasets import load_wine
-
-    features, labels = load_wine(return_X_y=True)
-    scaled = (features - features.mean(0)) / features.std(0)
-    images = np.clip(128 + 32 * scaled, 0, 255).astype(np.uint8)[:, None, :, None]
-    order = np.random.default_rng(0).permutation(len(labels))
-    images, labels = images[order], labels[order].astype(np.int32)
-    test = np.arange(len(labels)) % 5 == 0
-    return Dataset("wine", images[~test], labels[~test], images[test], labels[test])
 
 
 _TANH = MLPConfig(hidden=(32, 32, 32, 32), activation="tanh")
