@@ -184,7 +184,9 @@ def test_binary_leaves_a_table_and_its_raw_data(tmp_path, monkeypatch, binary, a
         for row in record["rows"]:
             # 142 training samples, batches of 16, two epochs: two parts of 8 steps.
             assert row["steps"] == [8, 16] and row["seconds"][1] == 2 * row["seconds"][0]
-            assert np.shape(row["losses_of_seeds"]) == (1, 2) and row["losses"][1] < 1.2
+            assert np.shape(row["losses_of_seeds"]) == (1, 2) and np.isfinite(row["losses"]).all()
+            # An untrained network's loss is log 3; ten times the rate may lose what it won.
+            assert row["losses"][1] < np.log(3) or "rate x 10" in row["method"]
 
     def measure(*_):
         raise AssertionError("it is measured again")
