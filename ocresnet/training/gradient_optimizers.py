@@ -16,9 +16,9 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum; the defaults are the stage-cost paper's (A.1).
 
     Weight decay is coupled: the gradient of lambda/2 ||w||^2 is added before momentum. A separate
-    exit head sees its loss only through gamma L(yhat_k); at the learning rate alpha/gamma it moves
-    as the output block does (A.1). As in the usual parameter groups, its weight decay is scaled
-    with that rate too.
+    exit head sees its loss only through gamma L(yhat_k). The paper gives it the learning rate
+    alpha/gamma, so that it moves as the output block does (A.1); here its gradient is divided by
+    gamma, which is the same but for weight decay: that stays alpha lambda, as the output block's.
 
     Attributes:
       momentum: decay of the accumulated gradients, in [0, 1).
@@ -43,7 +43,7 @@ class SGD(Optimizer):
         if gamma > 0:
             # All gamma_k are the same wherever there are separate heads: `fit` sees to it.
             heads = optax.masked(optax.scale(1 / gamma), separate_exit_mask)
-            transformations.append(heads)
+            transformations.insert(0, heads)
         return optax.chain(*transformations)
 
 

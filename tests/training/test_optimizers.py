@@ -87,11 +87,11 @@ def test_sgd_has_momentum_coupled_decay_clipping_and_head_rates(decay_on, clip):
             weights, speeds, slopes = (
                 tree if name == "stem" else tree["blocks"] for tree in (theirs, velocity, gradient)
             )
-            decayed = scale * np.asarray(slopes[name]) + 0.3 * decays[name] * weights[name]
-            speeds[name] = 0.9 * speeds[name] + decayed
-            # alpha / gamma for separate exit heads
+            # Separate exit heads move as the output block does, and decay as it does.
             factor = 1 / 0.25 if name == "exit" else 1.0
-            weights[name] = weights[name] - rate * factor * speeds[name]
+            slope = factor * scale * np.asarray(slopes[name])
+            speeds[name] = 0.9 * speeds[name] + slope + 0.3 * decays[name] * weights[name]
+            weights[name] = weights[name] - rate * speeds[name]
     assert_close(trained(built(optimizer, stage_cost=0.25)), theirs)
 
 
