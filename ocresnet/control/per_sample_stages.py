@@ -15,6 +15,7 @@ from ocresnet.control import stages
 from ocresnet.control.curvature.protocol import Curvature, Entries, Metric
 from ocresnet.systems import taps
 from ocresnet.systems.fold import advance
+from ocresnet.systems.layers import Parallel
 from ocresnet.systems.system import PyTree, Segment, Stage, System
 from ocresnet.systems.taps import Reading
 
@@ -143,14 +144,16 @@ def _squares(
     """<g_i, M^-1 g_i> of every sample, [batch, players].
 
     None where there are other columns, or where M or the stage has no such form: arrays that no
-    layer owns, layers that are read more than once.
+    layer owns, layers that are read more than once or in parallel.
     """
     params = samples.stage.params
     columns, batch = jax.tree.leaves(samples.next_costates)[0].shape[:2]
     if columns > 1 or segment.tied or not segment.layers:
         return None
     recording, owned = {}, 0
-    for path in segment.layers:
+    for path, layer in segment.layers.items():
+        if isinstance(layer, Parallel):
+            return None
         leaves = _at(params, path)
         owned += len(leaves)
         full_path = "/".join(filter(None, (segment.name, path)))
