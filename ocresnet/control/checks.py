@@ -63,8 +63,10 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
     for name, segment in segments.items():
         for player in segment.players:
             if player not in params.get(name, {}):
+                entries = ", ".join(sorted(params.get(name, {}))) or "none"
                 raise ValueError(
-                    f"segment {name!r} has a player {player!r}, which its parameters do not have."
+                    f"the player {player!r} has no part in the stages of segment {name!r}: players "
+                    f"share a stage, as entries of its parameters, which are {entries}."
                 )
         for leaf in jax.tree.leaves(params.get(name, {})):
             if segment.stacked and leaf.shape[:1] != (segment.length,):

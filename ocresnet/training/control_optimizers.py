@@ -13,7 +13,7 @@ from ocresnet.control import curvature as curvatures
 from ocresnet.control.curvature import Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.settings import Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.control.settings import Equilibrium, Feedback, RolloutKind, Settings, ValueUpdate
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -143,6 +143,7 @@ class OCNOpt(CurvatureOptimizer):
       beta: weight of the terminal curvature in the feedback.
       value_beta: weight of the terminal curvature in the value function; None: that of `beta`.
       value_update: exact, or as in the papers, clipped where it would become negative.
+      equilibrium: what the players of a stage play: its joint minimum, or each for itself (Nash).
       factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
@@ -155,6 +156,7 @@ class OCNOpt(CurvatureOptimizer):
     beta: float = 1.0
     value_beta: float | None = None
     value_update: ValueUpdate = "exact"
+    equilibrium: Equilibrium = "cooperative"
     factor: Factor = "gradient"
     groups: int = 1
 
@@ -178,6 +180,7 @@ class OCNOpt(CurvatureOptimizer):
             "beta": self.beta,
             "value_beta": self.value_beta,
             "value_update": self.value_update,
+            "equilibrium": self.equilibrium,
             "factor": self.factor,
             "groups": -(-self.groups // devices),
         }
