@@ -89,7 +89,7 @@ def scale_by_ocnopt(
     Arguments, the arguments of `update` and errors are those of `ocnopt`.
     """
     problem = check_problem(system)
-    check_curvature(curvature)
+    curvature = check_curvature(curvature, equilibrium)
     settings = Settings(
         feedback,
         rollout,
@@ -223,7 +223,8 @@ def ocnopt(
       equilibrium: what the players of a stage play (`Segment.players`; of a stage without any, both
         are the same). "cooperative": they minimise Q together. "nash": each minimises it alone, the
         others held at their nominal controls, as in the papers' feedback Nash equilibrium
-        (`games.py`); M must be block diagonal over the players.
+        (`games.py`); M must be block diagonal over the players: K-FAC and EKFAC take the coupling
+        "separate".
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
       momentum: decay of an accumulator of directions, as in `optax.trace`.

@@ -89,7 +89,7 @@ class Parallel:
       reads: the label of each layer's input; equal labels are the same input.
 
     Raises:
-      ValueError: for layers of one name, or not one label a layer.
+      ValueError: for names that are no identifiers or equal, or not one label a layer.
 
     Example:
       >>> branches = Parallel((("branch_1", dense), ("pool", dense)), reads=("x", "pooled"))
@@ -100,8 +100,12 @@ class Parallel:
     reads: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.layers or len(set(self.names)) < len(self.layers):
-            raise ValueError(f"parallel layers need different names, but got {self.names}.")
+        identifiers = all(name.isidentifier() for name in self.names)
+        if not self.layers or not identifiers or len(set(self.names)) < len(self.layers):
+            raise ValueError(
+                f"parallel layers need different names of letters, digits and underscores, but got "
+                f"{self.names}."
+            )
         if len(self.reads) != len(self.layers):
             raise ValueError(
                 f"{len(self.layers)} parallel layers need as many labels of what they read, but "

@@ -10,7 +10,8 @@ import jax
 import optax
 
 from ocresnet.control import curvature as curvatures
-from ocresnet.control.curvature import Curvature, Moments
+from ocresnet.control.checks import check_curvature
+from ocresnet.control.curvature import Coupling, Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.settings import Equilibrium, Feedback, RolloutKind, Settings, ValueUpdate
@@ -31,7 +32,7 @@ CURVATURES: dict[str, Callable[..., Curvature]] = {
     "ekfac": curvatures.ekfac,
 }
 
-SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments")
+SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments", "coupling")
 """What some curvature can be told; each has its own defaults."""
 
 
@@ -49,6 +50,8 @@ class CurvatureOptimizer(Optimizer):
       factor_every: updates between two estimates of K-FAC's and EKFAC's factors.
       eigen_every: updates between two estimates of their eigenvectors.
       moments: EKFAC's second moments are those of the batch's gradient, or of every example's.
+      coupling: whether parallel layers, as the players of a stage have them, share K-FAC's and
+        EKFAC's factors: not at all, those that read the same input, or all (the papers' form).
     """
 
     schedule: ScheduleName = "cosine"
@@ -59,6 +62,7 @@ class CurvatureOptimizer(Optimizer):
     factor_every: int | None = None
     eigen_every: int | None = None
     moments: Moments | None = None
+    coupling: Coupling | None = None
 
     @property
     @abstractmethod
@@ -77,7 +81,7 @@ class CurvatureOptimizer(Optimizer):
                     f"{name} is {value!r}, but curvature {self.curvature_name!r} has no such "
                     f"setting: {of}."
                 )
-            if name != "moments":
+            if name not in ("moments", "coupling"):
                 require(name, value, is_number(value), "a number")
         self.curvature_of_controls()
 
@@ -168,6 +172,7 @@ class OCNOpt(CurvatureOptimizer):
         super().__post_init__()
         require_one_of("value_update", self.value_update, get_args(ValueUpdate))
         Settings(**self.choices(1))
+        check_curvature(self.curvature_of_controls(), self.equilibrium)
 
     @property
     def curvature_name(self) -> CurvatureName:

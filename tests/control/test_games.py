@@ -80,7 +80,10 @@ def test_a_decision_is_what_its_equilibrium_says(equilibrium):
     everyone = jnp.ones((1, PLAYERS, 1))
     whose = everyone if equilibrium == "cooperative" else jnp.eye(PLAYERS)[:, :, None]
     for own in whose:
-        others_still = quick_jit(lambda moves, own=own: cost(own * moves))
+
+        def others_still(moves, own=own):
+            return cost(own * moves)
+
         np.testing.assert_allclose(jax.grad(others_still)(moves), 0, rtol=0, atol=1e-12)
         hessian = jax.hessian(others_still)(moves).reshape((PLAYERS * COLUMNS,) * 2)
         assert np.linalg.eigvalsh(hessian)[0] > -1e-12 * np.linalg.norm(hessian)
@@ -167,10 +170,45 @@ def test_players_move_otherwise_than_together():
     assert np.abs(steps[0] - steps[1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("rollout", ["nonlinear", "linear"])
-def test_per_sample_is_the_mean_of_the_samples_equilibria(rollout):
-    case = divided(parallel_setting())
-    players, A, policies = owners(case), [M / ETA for M in case.M], []
+CURVATURES = {
+    "identity": identity(),
+    "diagonal": diagonal(epsilon=0.1),
+    "kfac": kfac(0.1),
+    "ekfac": ekfac(0.1),
+    "kfac schur": kfac(0.1, coupling="schur"),
+    "ekfac schur": ekfac(0.1, coupling="schur"),
+}
+PLAYED = [
+    (name, equilibrium)
+    for name in CURVATURES
+    for equilibrium in DECISIONS
+    if "schur" not in name or equilibrium == "cooperative"
+]
+
+
+def played(name: str, equilibrium: str, **choices: Any) -> tuple[Setting, Any]:
+    """The updates of a step with one of the `CURVATURES`, around a setting whose M is what the
+    curvature's M^-1 makes of every unit vector."""
+    case = parallel_setting()._replace(curvature=CURVATURES[name])
+    optimizer = ocnopt(
+        case.problem, ETA, curvature=case.curvature, beta=BETA, equilibrium=equilibrium, **choices
+    )
+    changes, (state, _) = quick_jit(optimizer.update)(
+        case.gradient, optimizer.init(case.params), case.params, batch=case.batch
+    )
+    return case._replace(M=dense_curvature(case, state.curvature.entries)), changes
+
+
+@pytest.mark.parametrize(("name", "equilibrium"), PLAYED)
+def test_every_curvature(name, equilibrium):
+    case, changes = played(name, equilibrium)
+    assert_changes(case, changes, dense_step(case, equilibrium))
+
+
+def mean_of_samples(case: Setting, equilibrium: str, rollout: str) -> list[np.ndarray]:
+    """Solve the problem of every sample, and walk with the mean of their policies."""
+    players = owners(case) if equilibrium == "nash" else None
+    A, policies = [M / ETA for M in case.M], []
     for sample in range(BATCH):
         rows = case.dense.owners[-1] == sample
         gradient = case.dense.gradient(jnp.eye(BATCH)[sample])[rows]
@@ -183,31 +221,30 @@ def test_per_sample_is_the_mean_of_the_samples_equilibria(rollout):
             [k + K @ dx[own == i] for i, (k, K) in enumerate(p[stage] for p in policies)], axis=0
         )
 
+    return walk(case.dense, decide, rollout)
+
+
+@pytest.mark.parametrize("rollout", ["nonlinear", "linear"])
+def test_per_sample_is_the_mean_of_the_samples_equilibria(rollout):
+    case = divided(parallel_setting())
     changes, _ = updates(case, feedback="per_sample", rollout=rollout, equilibrium="nash")
-    assert_changes(case, changes, walk(case.dense, decide, rollout))
+    assert_changes(case, changes, mean_of_samples(case, "nash", rollout))
 
 
-CURVATURES = {
-    "identity": identity(),
-    "diagonal": diagonal(epsilon=0.1),
-    "kfac": kfac(0.1),
-    "ekfac": ekfac(0.1),
-}
-
-
-@pytest.mark.parametrize("equilibrium", DECISIONS)
-@pytest.mark.parametrize("name", CURVATURES)
-def test_every_curvature(name, equilibrium):
-    """M of the dense step is what the curvature's M^-1 makes of every unit vector."""
-    case = parallel_setting()._replace(curvature=CURVATURES[name])
-    optimizer = ocnopt(
-        case.problem, ETA, curvature=case.curvature, beta=BETA, equilibrium=equilibrium
-    )
-    changes, (state, _) = quick_jit(optimizer.update)(
-        case.gradient, optimizer.init(case.params), case.params, batch=case.batch
-    )
-    case = case._replace(M=dense_curvature(case, state.curvature.entries))
-    assert_changes(case, changes, dense_step(case, equilibrium))
+@pytest.mark.parametrize(
+    ("name", "equilibrium"),
+    [
+        ("identity", "nash"),
+        ("diagonal", "cooperative"),
+        ("ekfac", "nash"),
+        ("ekfac", "cooperative"),
+        ("kfac schur", "cooperative"),
+    ],
+)
+def test_per_sample_with_curvatures_of_layers(name, equilibrium):
+    """Squares of the samples' gradients from layers of their own, and what coupled ones need."""
+    case, changes = played(name, equilibrium, feedback="per_sample")
+    assert_changes(case, changes, mean_of_samples(case, equilibrium, "nonlinear"))
 
 
 def test_without_players_both_equilibria_are_the_same():

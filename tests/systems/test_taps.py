@@ -247,6 +247,7 @@ def test_parallel_layers_record_as_one(rng):
     ("names", "reads", "message"),
     [
         (("a", "a"), ("x", "x"), "different names"),
+        (("a", "b/c"), ("x", "x"), "different names"),
         ((), (), "different names"),
         (("a", "b"), ("x",), "as many labels"),
     ],
