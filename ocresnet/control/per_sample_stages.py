@@ -6,6 +6,7 @@ every sample's gradient, and the backward pass through the stage records it (`sy
 A weighted sum over samples of columns is one backward pass with weighted costates.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from ocresnet.control import stages
 from ocresnet.control.curvature.protocol import Curvature, Entries, Metric
 from ocresnet.systems import taps
 from ocresnet.systems.fold import advance
+from ocresnet.systems.layers import Parallel
 from ocresnet.systems.system import PyTree, Segment, Stage, System
 from ocresnet.systems.taps import Reading
 
@@ -143,14 +145,14 @@ def _squares(
     """<g_i, M^-1 g_i> of every sample, [batch, players].
 
     None where there are other columns, or where M or the stage has no such form: arrays that no
-    layer owns, layers that are read more than once.
+    layer owns, layers that are read more than once, or that M couples.
     """
     params = samples.stage.params
     columns, batch = jax.tree.leaves(samples.next_costates)[0].shape[:2]
     if columns > 1 or segment.tied or not segment.layers:
         return None
     recording, owned = {}, 0
-    for path in segment.layers:
+    for path in _paths_of_layers(segment):
         leaves = _at(params, path)
         owned += len(leaves)
         full_path = "/".join(filter(None, (segment.name, path)))
@@ -175,6 +177,15 @@ def _squares(
         total = total.astype(tap.arrays[0].dtype)
         total = total.at[stages.player_of(segment, name)].add(tap.arrays[0])
     return total.T
+
+
+def _paths_of_layers(segment: Segment) -> Iterator[str]:
+    """Of every affine layer in the segment's own parameters, parallel ones one by one."""
+    for path, layer in segment.layers.items():
+        if isinstance(layer, Parallel):
+            yield from ("/".join(filter(None, (path, name))) for name in layer.names)
+        else:
+            yield path
 
 
 def _record_squares(arrays: tuple[Array, Metric], reading: Reading) -> tuple[Array, Metric]:

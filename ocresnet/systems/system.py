@@ -141,6 +141,8 @@ class Segment:
                 f"segment {self.name!r} has {len(self.times)} times, but {self.transitions} "
                 "transitions: each needs one."
             )
+        if len(set(self.players)) < len(self.players):
+            raise ValueError(f"segment {self.name!r} names a player twice: {self.players}.")
 
     @property
     def transitions(self) -> int:
