@@ -3,7 +3,8 @@
 Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
-  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, for_dataset   architectures
+  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, InceptionConfig    architectures;
+                                   `for_dataset` fits one to the data
   System                           one's own functions as a system; `systems.from_flax` has the way
                                    in for Flax modules
   TrainingConfig, fit              train, with stage costs
@@ -36,6 +37,7 @@ from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
@@ -53,6 +55,7 @@ __all__ = [
     "AdamW",
     "CNNConfig",
     "Dataset",
+    "InceptionConfig",
     "Keep",
     "MLPConfig",
     "Network",

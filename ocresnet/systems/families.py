@@ -9,6 +9,7 @@ from typing import Any
 
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -18,6 +19,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "mlp": MLPConfig,
     "cnn": CNNConfig,
     "residual_mlp": ResidualMLPConfig,
+    "inception": InceptionConfig,
 }
 
 

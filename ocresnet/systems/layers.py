@@ -147,16 +147,23 @@ def subsample(x: Array, stride: int) -> Array:
 
 
 def max_pool(x: Array, size: int, stride: int) -> Array:
-    """Maximum over `size` x `size` pixels (odd) around every `stride`-th row and column of `x`."""
-    border = (size // 2, size // 2)
-    return lax.reduce_window(
-        x,
-        -jnp.inf,
-        lax.max,
-        (1, size, size, 1),
-        (1, stride, stride, 1),
-        ((0, 0), border, border, (0, 0)),
-    )
+    """Maximum over `size` x `size` pixels (odd) around every `stride`-th row and column of `x`.
+
+    Written as choices between shifted images, first by rows, then by columns: on CPU its
+    derivatives are several times faster than those of `lax.reduce_window`. Of equal pixels the
+    first one is chosen; what is no number stays.
+    """
+    border, infinity = size // 2, jnp.asarray(-jnp.inf, x.dtype)
+    for axis in (1, 2):
+        padding = [(border, border, 0) if other == axis else (0, 0, 0) for other in range(4)]
+        padded, last = lax.pad(x, infinity, padding), (x.shape[axis] - 1) // stride * stride
+        shifted = [
+            lax.slice_in_dim(padded, shift, shift + last + 1, stride, axis) for shift in range(size)
+        ]
+        x = shifted[0]
+        for other in shifted[1:]:
+            x = jnp.where((other > x) | jnp.isnan(other), other, x)
+    return x
 
 
 def init_dense(key: Array, features_in: int, features_out: int) -> Params:

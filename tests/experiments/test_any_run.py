@@ -8,6 +8,7 @@ import pytest
 from programs import call, finish, start
 
 from experiments import evaluate, export, finetune, prune, surgery, train
+from ocresnet.systems.families import FAMILIES
 from ocresnet.systems.network import load
 from tests.training.test_fit import Killed, killed_after
 
@@ -109,9 +110,15 @@ def test_every_binary_works_on_it(finished):
     assert tuned["learning_rate"] == pytest.approx(whole["learning_rate"] / 10)
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn"])
-def test_networks_without_residual_blocks_are_trained_and_cannot_be_cut(family, tmp_path):
-    small = ("--hidden=6",) if family == "mlp" else ("--filters=2,3", "--strides=2,1")
+@pytest.mark.parametrize(
+    ("family", "small"),
+    [
+        ("mlp", ("--hidden=6",)),
+        ("cnn", ("--filters=2,3", "--strides=2,1")),
+        ("inception", ("--filters=2", "--reduced_filters=2", "--strides=2", "--stem_filters=3")),
+    ],
+)
+def test_networks_without_residual_blocks_are_trained_and_cannot_be_cut(family, small, tmp_path):
     flags = ("--dataset=digits[:192]", f"--architecture={family}", *small, "--epochs=1")
     code, output, errors = call(train.main, *flags, f"--workdir={tmp_path}", "--devices=1")
     assert code == 0, errors
@@ -129,7 +136,7 @@ def test_networks_without_residual_blocks_are_trained_and_cannot_be_cut(family, 
         (evaluate, "leaving early", ("--confidence=0.9",)),
     ):
         code, _, errors = call(binary.main, f"--workdir={tmp_path}", *arguments)
-        name = {"mlp": "MLPConfig", "cnn": "CNNConfig"}[family]
+        name = FAMILIES[family].__name__
         assert code == 1 and errors == (
             f"error: {what} needs residual blocks, and a {name} has none: choose a residual "
             "architecture.\n"

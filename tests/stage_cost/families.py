@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -22,6 +23,7 @@ FAMILIES = {**SMALL, "bottleneck": BOTTLENECK, "residual_mlp": RESIDUAL_MLP}
 
 MLP = MLPConfig(hidden=(5, 4), image_shape=(3, 4, 1), classes=3)
 CNN = CNNConfig(filters=(3,), strides=(2,), hidden=(), image_shape=(4, 4, 1), classes=3)
+INCEPTION = InceptionConfig((2,), (1,), (2,), 2, image_shape=(4, 4, 1), classes=3)
 """Of families without residual blocks."""
 
 

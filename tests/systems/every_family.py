@@ -5,6 +5,7 @@ from dataclasses import replace
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -44,6 +45,9 @@ EVERY: dict[str, Architecture] = {
     "mlp": MLPConfig((4, 4, 4, 3), classes=3, image_shape=(2, 1, 2), **PIXELS),
     "linear": MLPConfig((), classes=2, image_shape=(1, 1, 3)),
     "cnn": CNNConfig((3, 3, 3, 4), (2, 1, 1, 2), (5,), classes=3, image_shape=(7, 6, 2), **PIXELS),
+    "inception": InceptionConfig(
+        (2, 3), (1, 2), (1, 2), 3, classes=3, image_shape=(7, 6, 2), **PIXELS
+    ),
 }
 
 assert {type(architecture) for architecture in EVERY.values()} == set(FAMILIES.values())

@@ -20,7 +20,7 @@ from tests.quick import quick_jit
 from tests.systems.every_family import EVERY
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
-one_of_each = pytest.mark.parametrize("name", ["levels", "residual_mlp", "mlp", "cnn"])
+one_of_each = pytest.mark.parametrize("name", ["levels", "residual_mlp", "mlp", "cnn", "inception"])
 KERNEL_GRADIENT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -195,7 +195,7 @@ def test_descriptions_in_json_come_back(name):
 
 
 RESNET = families.describe(ResNetConfig((1,), (4,)))
-UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_mlp"
+UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_mlp, inception"
 
 
 @pytest.mark.parametrize(

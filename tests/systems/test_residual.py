@@ -243,7 +243,7 @@ def test_another_number_of_blocks_is_refused():
             with_blocks(network, network.architecture, listed)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "inception"])
 def test_families_without_residual_blocks_are_refused_in_one_sentence(name):
     architecture = EVERY[name]
     message = (

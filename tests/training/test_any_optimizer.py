@@ -17,6 +17,7 @@ from ocresnet.control.optimizer import ocnopt
 from ocresnet.data.dataset import Dataset
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Architecture] = {
     "residual_mlp": ResidualMLPConfig(blocks=2, width=6),
     "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
     "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
+    "inception": InceptionConfig((3,), (2,), (2,), stem_filters=4),
 }
 OFTEN = {"factor_every": 2, "eigen_every": 4}
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -57,6 +59,7 @@ PAIRS = [
     ("cnn", "ekfac"),
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
+    ("inception", "stacked"),
 ]
 
 
