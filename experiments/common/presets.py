@@ -13,6 +13,7 @@ from typing import Any
 from ocresnet.systems import counts, families
 from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -198,6 +199,8 @@ def _study_preset(dataset: str, network: Architecture, expected: str) -> Preset:
 _DENSE = MLPConfig(hidden=(32, 32, 32, 32))
 _CONVOLUTIONS = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_CONVOLUTIONS = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
+_INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
+_SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _TANH = replace(_DENSE, activation="tanh")
 
 PRESETS |= {
@@ -207,9 +210,12 @@ PRESETS |= {
     "digits_resnet": _study_preset(
         "digits", ResNetConfig.homogeneous(4, 8, exits="none"), "96 % (ours)"
     ),
+    "digits_inception": _study_preset("digits", _SMALL_INCEPTION, "TODO"),
     "mnist_fcn": _study_preset("mnist", _DENSE, "97 % (ours)"),
     "mnist_cnn": _study_preset("mnist", _CONVOLUTIONS, "unknown (not run by us yet)"),
+    "mnist_inception": _study_preset("mnist", _INCEPTION, "unknown (not run by us yet)"),
     "cifar10_cnn": _study_preset("cifar10", _CONVOLUTIONS, "unknown (not run by us yet)"),
+    "cifar10_inception": _study_preset("cifar10", _INCEPTION, "unknown (not run by us yet)"),
 }
 
 DEFAULT_NETWORKS: dict[str, Architecture] = {

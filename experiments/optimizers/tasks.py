@@ -8,6 +8,13 @@
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
 
+  digits_inception
+                3x3 convolution (8 filters), two inception blocks with branches of 4 and of 8
+                filters (the second after max pooling of stride 2), global average, dense
+  mnist_inception, cifar10_inception
+                3x3 convolution (16 filters), two inception blocks with branches of 16 and of 32
+                filters (each after max pooling of stride 2), global average, dense
+
   mnist_resnet_plain, mnist_resnet_stage_cost, cifar10_resnet_plain, cifar10_resnet_stage_cost
                 homogeneous, 6 blocks of 16 filters behind a stem of stride 2, batch norm; with
                 gamma = 0.02 and shared exits, or without
@@ -22,6 +29,7 @@ from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.fit import for_dataset
@@ -78,6 +86,8 @@ _TANH = MLPConfig(hidden=(32, 32, 32, 32), activation="tanh")
 _RELU = MLPConfig(hidden=(32, 32, 32, 32), activation="relu")
 _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
+_SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
+_INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -89,6 +99,9 @@ NETWORKS = {
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),
     "cifar10_cnn": Network("cifar10", _CNN),
+    "digits_inception": Network("digits", _SMALL_INCEPTION),
+    "mnist_inception": Network("mnist", _INCEPTION),
+    "cifar10_inception": Network("cifar10", _INCEPTION),
     "mnist_resnet_plain": Network("mnist", _RESNET),
     "mnist_resnet_stage_cost": Network("mnist", _RESNET_WITH_EXITS, stage_cost=0.02),
     "cifar10_resnet_plain": Network("cifar10", _RESNET),

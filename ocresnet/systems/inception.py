@@ -70,8 +70,8 @@ class InceptionConfig(Architecture):
       ValueError: for an impossible value, saying what is allowed.
     """
 
-    filters: tuple[int, ...] = (16, 16)
-    reduced_filters: tuple[int, ...] = (8, 8)
+    filters: tuple[int, ...] = (16, 32)
+    reduced_filters: tuple[int, ...] = (8, 16)
     strides: tuple[int, ...] = (2, 2)
     stem_filters: int = 16
 

@@ -17,6 +17,7 @@ from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
+from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
@@ -192,6 +193,9 @@ def test_fields_of_every_family_are_flags():
     assert parse("--dataset=digits", "--architecture=mlp", "--hidden=").network.hidden == ()
     wanted = parse("--dataset=digits", "--architecture=cnn", "--filters=3", "--strides=2")
     assert wanted.network == CNNConfig(filters=(3,), strides=(2,))
+    small = ("--filters=3", "--reduced_filters=2", "--strides=2", "--stem_filters=5")
+    wanted = parse("--dataset=digits", "--architecture=inception", *small)
+    assert wanted.network == InceptionConfig((3,), (2,), (2,), stem_filters=5)
     wanted = parse(RESIDUAL_MLP, "--blocks=3", "--width=8", "--hidden=16", "--exits=separate")
     network = wanted.network
     assert (network.blocks, network.width, network.hidden) == (3, 8, 16)
@@ -268,7 +272,10 @@ STUDIES = {
     "digits_fcn": MLPConfig(hidden=(32, 32, 32, 32), activation="tanh"),
     "digits_cnn": CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,)),
     "digits_resnet": ResNetConfig.homogeneous(4, 8, exits="none"),
+    "digits_inception": InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8),
     "mnist_fcn": MLPConfig(hidden=(32, 32, 32, 32)),
+    "mnist_inception": InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16),
+    "cifar10_inception": InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16),
     "mnist_cnn": CNNConfig(filters=(32,) * 4, strides=(2, 2, 2, 1), hidden=(64,)),
     "cifar10_cnn": CNNConfig(filters=(32,) * 4, strides=(2, 2, 2, 1), hidden=(64,)),
 }
@@ -310,8 +317,8 @@ def test_networks_of_the_studies_of_ocnopt_are_presets(name):
         (["--dataset=digits", "--architecture=mpl"], "Did you mean 'mlp'?"),
         (
             ["--dataset=digits", "--architecture=mlp", "--filters=3"],
-            "--filters belongs to --architecture=resnet|cnn, but this run's is mlp, which has "
-            "--hidden, --activation.",
+            "--filters belongs to --architecture=resnet|cnn|inception, but this run's is mlp, "
+            "which has --hidden, --activation.",
         ),
         (["--preset=wine_fcn", "--blocks=3"], "--blocks belongs to --architecture=resnet|residual"),
         ([RESIDUAL_MLP, "--blocks=3,4"], "--blocks is 3,4, but must be one whole number here."),
