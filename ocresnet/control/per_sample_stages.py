@@ -6,7 +6,6 @@ every sample's gradient, and the backward pass through the stage records it (`sy
 A weighted sum over samples of columns is one backward pass with weighted costates.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,9 +13,8 @@ import jax.numpy as jnp
 
 from ocresnet.control import stages
 from ocresnet.control.curvature.protocol import Curvature, Entries, Metric
-from ocresnet.systems import taps
+from ocresnet.systems import layers, taps
 from ocresnet.systems.fold import advance
-from ocresnet.systems.layers import Parallel
 from ocresnet.systems.system import PyTree, Segment, Stage, System
 from ocresnet.systems.taps import Reading
 
@@ -152,7 +150,7 @@ def _squares(
     if columns > 1 or segment.tied or not segment.layers:
         return None
     recording, owned = {}, 0
-    for path in _paths_of_layers(segment):
+    for path in layers.one_by_one(segment.layers):
         leaves = _at(params, path)
         owned += len(leaves)
         full_path = "/".join(filter(None, (segment.name, path)))
@@ -177,15 +175,6 @@ def _squares(
         total = total.astype(tap.arrays[0].dtype)
         total = total.at[stages.player_of(segment, name)].add(tap.arrays[0])
     return total.T
-
-
-def _paths_of_layers(segment: Segment) -> Iterator[str]:
-    """Of every affine layer in the segment's own parameters, parallel ones one by one."""
-    for path, layer in segment.layers.items():
-        if isinstance(layer, Parallel):
-            yield from ("/".join(filter(None, (path, name))) for name in layer.names)
-        else:
-            yield path
 
 
 def _record_squares(arrays: tuple[Array, Metric], reading: Reading) -> tuple[Array, Metric]:

@@ -5,6 +5,7 @@ kernels and 1x1 projections are [in, out]. Parameters and statistics keep their 
 in training); activations are computed in the dtype of `x`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,18 @@ class Parallel:
             for (name, layer), label in zip(self.layers, self.reads, strict=True)
         }
         return taps.record(params, self, inputs, outputs)
+
+
+def one_by_one(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Declared layers (`Segment.layers`) by their paths, parallel ones each by its own."""
+    result: dict[str, Any] = {}
+    for path, layer in declared.items():
+        if isinstance(layer, Parallel):
+            parts = {"/".join(filter(None, (path, name))): part for name, part in layer.layers}
+            result.update(parts)
+        else:
+            result[path] = layer
+    return result
 
 
 def _with_bias(params: Params, y: Array) -> Array:

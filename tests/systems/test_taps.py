@@ -243,6 +243,17 @@ def test_parallel_layers_record_as_one(rng):
         jax.tree.map(np.testing.assert_array_equal, record["layer"][name], wanted[f"layer/{name}"])
 
 
+def test_declared_layers_one_by_one():
+    kernel = layers.Convolution()
+    parallel = layers.Parallel((("a", layers.dense), ("b", kernel)), reads=("x", "x"))
+    assert layers.one_by_one({"": parallel}) == {"a": layers.dense, "b": kernel}
+    assert layers.one_by_one({"": kernel, "branch/deep": parallel}) == {
+        "": kernel,
+        "branch/deep/a": layers.dense,
+        "branch/deep/b": kernel,
+    }
+
+
 @pytest.mark.parametrize(
     ("names", "reads", "message"),
     [
