@@ -105,14 +105,26 @@ class Flags:
         return sources
 
 
-def key_of(task: str, name: str, method: Method, flags: Flags) -> dict[str, Any]:
-    """What tells a row from all others: whatever its numbers depend on."""
+def key_of(task: str, name: str, method: Method, setting: Setting) -> dict[str, Any]:
+    """What tells a row from all others."""
+    length = {field: value for field, value in setting._asdict().items() if field != "target"}
     return {
         "task": task,
         "method": name,
-        "setting": flags.setting(task),
+        **length,
         "optimizer": describe(method.optimizer),
         "learning_rates": method.learning_rates,
+    }
+
+
+def judged(row: Row, method: Method, setting: Setting) -> Row:
+    """A row with what it is compared by, which no number in it depends on."""
+    return {
+        **row,
+        "tuned": method.tuned,
+        "own_rate": method.learning_rates.index(method.optimizer.learning_rate),
+        "factors": method.factors,
+        "target": setting.target,
     }
 
 
@@ -132,10 +144,6 @@ def measure(task: Task, setting: Setting, method: Method, points: int) -> dict[s
         points=points,
     )
     return {
-        "tuned": method.tuned,
-        "own_rate": method.learning_rates.index(method.optimizer.learning_rate),
-        "factors": method.factors,
-        "target": setting.target,
         "accuracy": 100 * found.accuracies[0],
         "train_loss": found.train_losses[0],
         "steps": measured_steps(steps, points),
@@ -150,10 +158,9 @@ def study(flags: Flags) -> None:
     for name in flags.tasks.value:
         task, setting = flags.task(name), flags.setting(name)
         for label, method in methods.items():
-            row = found.row(
-                key_of(name, label, method, flags),
-                partial(measure, task, setting, method, flags.points.value),
-            )
+            key = key_of(name, label, method, setting)
+            row = found.row(key, partial(measure, task, setting, method, flags.points.value))
+            row = judged(row, method, setting)
             rate = row["learning_rates"][rate_that_counts(row)]
             print(f"{name:24} {label:30} {accuracy(row):6.2f} at {rate:g}", flush=True)
     rows = rows_to_show(found, methods, flags)
@@ -165,18 +172,19 @@ def study(flags: Flags) -> None:
 
 
 def rows_to_show(found: Study, methods: dict[str, Method], flags: Flags) -> list[Row]:
-    """Of these methods and settings, on all tasks: also those that earlier processes ran."""
-    wanted = [
-        plain(key_of(task, name, method, flags))
-        for task in TASKS
-        for name, method in methods.items()
-    ]
-    return [
-        row
-        for key in wanted
-        for row in found.rows
-        if all(row[name] == value for name, value in key.items())
-    ]
+    """Those of these methods, as they are set now, on all tasks: also those that an earlier process
+    has run."""
+    rows = []
+    for task in TASKS:
+        setting = flags.setting(task)
+        for name, method in methods.items():
+            key = plain(key_of(task, name, method, setting))
+            rows += [
+                judged(row, method, setting)
+                for row in found.rows
+                if all(row[part] == value for part, value in key.items())
+            ]
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,11 @@
 """Tables of the study of untuned optimizers, from its rows.
 
-A row is one method on one task: `learning_rates`, `accuracy` and `train_loss` [rates, seeds],
-`accuracies_on_the_way` [rates, seeds, points] after `steps` [points] of `seconds_a_step` each,
-`own_rate`, the place of the default among the rates, `tuned` and `target`. A tuned method stands
-for its best learning rate on the test set, which favours it; an untuned one for its default.
+A row is one method on one task, as `untuned.judged` gives it: `learning_rates`; `accuracy` and
+`train_loss` [rates, seeds]; `accuracies_on_the_way` [rates, seeds, points] after `steps` [points],
+of `seconds_a_step` each; `tuned`; `own_rate`, the place of the default among the rates; `target`.
+
+A tuned method stands for its best learning rate on the test set, which favours it; an untuned one
+for its default.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -280,9 +281,12 @@ def evaluation_params(params: PyTree, opt_state: PyTree) -> PyTree:
     def is_schedule_free(node: PyTree) -> bool:
         return isinstance(node, contrib.ScheduleFreeState)
 
+    count = len(jax.tree.leaves(params))
     for node in jax.tree.leaves(opt_state, is_leaf=is_schedule_free):
-        if is_schedule_free(node) and jax.tree.structure(node.z) == jax.tree.structure(params):
-            return contrib.schedule_free_eval_params(node, params)
+        # One of a part of the parameters (optax.masked, optax.partition) has fewer.
+        if is_schedule_free(node) and len(jax.tree.leaves(node.z)) == count:
+            # Arrays that were read from disk are numpy's, whose scalars would round otherwise.
+            return contrib.schedule_free_eval_params(jax.tree.map(jnp.asarray, node), params)
     return params
 
 
