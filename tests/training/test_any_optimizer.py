@@ -68,7 +68,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "muon": Muon(learning_rate=0.01, weight_decay=1e-3),
     "momo": MoMo(weight_decay=1e-3),
     "momo_adam": MoMoAdam(weight_decay=1e-3),
-    "prodigy": Prodigy(learning_rate=3.0, weight_decay=1e-3),
+    "prodigy": Prodigy(learning_rate=30.0, weight_decay=1e-3),
     "dowg": DoWG(weight_decay=1e-3),
     "schedule_free_adamw": ScheduleFreeAdamW(learning_rate=0.01, weight_decay=1e-3),
     "polyak_sgd": PolyakSGD(weight_decay=1e-3),
