@@ -61,7 +61,9 @@ def draw(name):
         {
             "method": f"method {index}",
             "base": "sgd",
+            "task": "wine",
             "learning_rates": [0.1, 1.0],
+            "factors": [0.1, 1.0],
             "accuracy": [[90.0], [80.0]],
             "steps": [1, 2],
             "seconds": [0.5, 1.0],
@@ -76,6 +78,7 @@ def draw(name):
         "convergence": (MEASURED, 1),
         "learning_rates": (methods,),
         "losses": (methods,),
+        "tasks": (methods,),
         "removals": (orders,),
     }
     return getattr(plots, f"draw_{name}")(*arguments[name])
