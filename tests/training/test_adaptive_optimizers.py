@@ -1,6 +1,8 @@
 """Baselines: what they build against plain optax, which arrays Muon takes for matrices, and that
 each of them learns."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,21 @@ def test_it_is_optaxs(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
     averaged = any(np.any(a != b) for a, b in zip(ours.values(), got.values(), strict=True))
     assert averaged == (name == "schedule_free_adamw")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_rate_and_decay_can_be_traced(name):
+    optimizer, _ = PLAIN[name]
+
+    @jax.jit
+    def traced(rate, decay):
+        schedule = optimizer.schedule_over(2, STEPS // 2, rate)
+        return trained(optimizer.build(PROBLEM, schedule, weight_decay=decay))[0]
+
+    own = replace(optimizer, learning_rate=0.5, weight_decay=0.3)
+    wanted, _ = trained(own.build(PROBLEM, own.schedule_over(2, STEPS // 2)))
+    for a, b in zip(traced(0.5, 0.3).values(), wanted.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_polyak_multiplies_the_step_that_the_loss_gives():
