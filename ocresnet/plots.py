@@ -203,6 +203,48 @@ def draw_learning_rates(rows: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
+def draw_tasks(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Test accuracy over the learning rate, relative to the usual one, a panel for each task.
+
+    A line is the mean over the seeds, and what is shaded lies between the worst and the best. A
+    method with a single rate is a thin level line, marked once, at a place of its own.
+
+    Args:
+      rows: each with `task`, `method`, `factors` of the usual learning rate, and `accuracy`
+        [rates, seeds].
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure, axes = panels(len(tasks), columns=min(len(tasks), 3))
+    every = [factor for row in rows for factor in row["factors"]]
+    ends = (min(every) / 1.5, max(every) * 1.5)
+    handles = {}
+    for axis, task in zip(axes, tasks, strict=True):
+        for row in (row for row in rows if row["task"] == task):
+            index = methods.index(row["method"])
+            style, of_seeds = line_style(index), np.asarray(row["accuracy"])
+            low, mean, high = of_seeds.min(axis=-1), of_seeds.mean(axis=-1), of_seeds.max(axis=-1)
+            if len(mean) == 1:
+                x = np.geomspace(*ends, len(methods) + 2)
+                style |= {"linewidth": 0.8, "markevery": [index + 1], "markersize": 5}
+                (line,) = axis.plot(x, np.full(len(x), mean[0]), **style)
+                axis.vlines(x[index + 1], low, high, color=style["color"], linewidth=0.8)
+            else:
+                line = _line(axis, row["factors"], mean, **style)
+                axis.fill_between(
+                    row["factors"], low, high, color=style["color"], alpha=0.15, linewidth=0
+                )
+            handles[row["method"]] = line
+        axis.set(title=task, xscale="log", xlim=ends)
+        axis.set(xlabel="learning rate / usual one", ylabel="test accuracy (%)")
+    figure.suptitle("Accuracy over learning rates")
+    _legend_beside(figure, list(handles.values()), list(handles))
+    return figure
+
+
 def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
     """Training loss over steps and over seconds, a line for each method.
 
@@ -260,8 +302,12 @@ def kept_blocks(pruning_file: Path) -> int | None:
         return records.read_json(pruning_file)["pruned"]["blocks"]
 
 
-def panels(count: int) -> tuple["Figure", Any]:
+def panels(count: int, columns: int | None = None) -> tuple["Figure", Any]:
     """A figure with `count` panels side by side, and their axes.
+
+    Args:
+      count: how many.
+      columns: so many in a line, those of the next below; None: all in one.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -272,8 +318,13 @@ def panels(count: int) -> tuple["Figure", Any]:
         raise ImportError(
             "matplotlib is needed to draw figures: pip install 'ocresnet[plots]'."
         ) from error
-    figure = Figure(figsize=(4.2 * count, 3.4), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    columns = columns or count
+    lines = -(-count // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+    for unused in axes[count:]:
+        unused.remove()
+    axes = axes[:count]
     for axis in axes:
         axis.grid(alpha=0.3)
     return figure, axes

@@ -61,7 +61,9 @@ def draw(name):
         {
             "method": f"method {index}",
             "base": "sgd",
+            "task": "wine",
             "learning_rates": [0.1, 1.0],
+            "factors": [0.1, 1.0],
             "accuracy": [[90.0], [80.0]],
             "steps": [1, 2],
             "seconds": [0.5, 1.0],
@@ -76,6 +78,7 @@ def draw(name):
         "convergence": (MEASURED, 1),
         "learning_rates": (methods,),
         "losses": (methods,),
+        "tasks": (methods,),
         "removals": (orders,),
     }
     return getattr(plots, f"draw_{name}")(*arguments[name])
@@ -176,6 +179,29 @@ def test_learning_rates_has_a_panel_for_each_base():
     np.testing.assert_array_equal(off.get_ydata(), [91.0, 25.0])
     np.testing.assert_array_equal(on.get_ydata(), [91.0, 92.0])
     assert off.get_color() != on.get_color()
+
+
+def test_tasks_have_panels_in_lines_and_single_rates_are_level():
+    rows = [
+        {"task": task, "method": method, "factors": factors, "accuracy": accuracy}
+        for task in ("wine", "digits", "mnist", "cifar10")
+        for method, factors, accuracy in (
+            ("SGD", [0.1, 1.0, 10.0], [[80.0, 90.0], [92.0, 94.0], [10.0, 12.0]]),
+            ("MoMo", [1.0], [[91.0, 93.0]]),
+        )
+    ]
+    figure = plots.draw_tasks(rows)
+    assert [axis.get_title() for axis in figure.axes] == ["wine", "digits", "mnist", "cifar10"]
+    first, *_, last = figure.axes
+    assert last.get_subplotspec().rowspan.start == 1 > first.get_subplotspec().rowspan.start
+    tuned, untuned = last.lines
+    np.testing.assert_array_equal(tuned.get_ydata(), [85.0, 93.0, 11.0])
+    np.testing.assert_array_equal(tuned.get_xdata(), [0.1, 1.0, 10.0])
+    assert set(untuned.get_ydata()) == {92.0} and len(untuned.get_markevery()) == 1
+    assert tuned.get_color() != untuned.get_color() and tuned.get_marker() != untuned.get_marker()
+    shaded, spread = last.collections
+    assert shaded.get_paths()[0].get_extents().ymin == 10.0
+    assert spread.get_segments()[0][:, 1].tolist() == [91.0, 93.0]
 
 
 def test_losses_are_over_steps_and_seconds():

@@ -1,6 +1,6 @@
 """The flags that the studies of optimizers share, and the study that they describe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,21 +75,29 @@ class StudyFlags:
         Raises:
           ValueError: if it names none of them.
         """
-        wanted = self._methods.value
-        if not wanted:
-            return dict(methods)
-        found = {name: m for name, m in methods.items() if any(part in name for part in wanted)}
-        if not found:
-            raise ValueError(
-                f"--method={wanted[0]} is in the name of no method; they are: {', '.join(methods)}."
-            )
-        return found
+        return those_named(self._methods.value, methods)
 
     def study(self, **settings: Any) -> Study:
         """The study, with the settings that are no flags of these."""
         flags = (self._network, self._data, self._samples, self._epochs, self._batch_size)
         used = {flag.name: flag.value for flag in (*flags, self._seeds)}
         return Study(self._output.value, {**used, **settings})
+
+
+def those_named(parts: Sequence[str] | None, methods: Mapping[str, T]) -> dict[str, T]:
+    """Those of the methods whose name has one of these parts in it; None: all.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if not parts:
+        return dict(methods)
+    found = {name: m for name, m in methods.items() if any(part in name for part in parts)}
+    if not found:
+        raise ValueError(
+            f"--method={parts[0]} is in the name of no method; they are: {', '.join(methods)}."
+        )
+    return found
 
 
 def spread(values: Any, digits: int = 2) -> str:

@@ -19,13 +19,12 @@ import numpy as np
 from ocresnet import plots
 from ocresnet.training.optimizers import Optimizer
 
-from ..benchmarks.training_step import TrainingStep
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section
 from ..common.reports import markdown_table
 from .flags import StudyFlags
 from .methods import describe, make_method
-from .runs import run_grid, training_of
+from .runs import run_grid, seconds_of_step, training_of
 from .tasks import Task
 
 REFRESH = (20, 100)
@@ -70,6 +69,7 @@ def measure(task: Task, method: Optimizer, flags: Flags) -> dict[str, Any]:
     length = steps // parts
     if length == 0:
         raise ValueError(f"{parts} parts need at least as many steps; there are {steps}.")
+    training = training_of(task, method, flags.epochs, flags.batch_size)
     found = run_grid(task, method, [method.learning_rate], method.weight_decay, flags)
     objectives = found.objectives[0, :, : parts * length]
     losses = objectives.reshape(-1, parts, length).mean(axis=-1)
@@ -78,23 +78,11 @@ def measure(task: Task, method: Optimizer, flags: Flags) -> dict[str, Any]:
         "settings": describe(method),
         "learning_rate": method.learning_rate,
         "steps": ends,
-        "seconds": ends * seconds_of_step(task, method, flags),
+        "seconds": ends * seconds_of_step(task, training, REFRESH[1]),
         "losses": losses.mean(axis=0),
         "losses_of_seeds": losses,
         "accuracy": 100 * found.accuracies[0],
     }
-
-
-def seconds_of_step(task: Task, method: Optimizer, flags: Flags) -> float:
-    """Mean over the steps between two eigendecompositions of EKFAC."""
-    batch = slice(0, flags.batch_size)
-    step = TrainingStep(
-        task.architecture,
-        training_of(task, method, flags.epochs, flags.batch_size),
-        task.data.train_images[batch],
-        task.data.train_labels[batch],
-    )
-    return step.seconds(REFRESH[1])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

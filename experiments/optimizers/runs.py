@@ -7,6 +7,7 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import Optimizer
 from ocresnet.training.sweep import Sweep, sweep
 
+from ..benchmarks.training_step import TrainingStep
 from .flags import StudyFlags
 from .methods import describe
 from .tasks import Task
@@ -55,3 +56,10 @@ def measure_rates(
         "accuracy": 100 * found.accuracies,
         "train_loss": found.train_losses,
     }
+
+
+def seconds_of_step(task: Task, training: TrainingConfig, steps: int) -> float:
+    """Mean over so many steps on a fixed batch: of EKFAC, between two eigendecompositions."""
+    batch = slice(0, training.batch_size)
+    images, labels = task.data.train_images[batch], task.data.train_labels[batch]
+    return TrainingStep(task.architecture, training, images, labels).seconds(steps)

@@ -29,6 +29,7 @@ from ocresnet.training.step import (
     AXIS_NAME,
     StepInfo,
     TrainState,
+    evaluated,
     init_state,
     make_train_step,
     map_over_devices,
@@ -321,9 +322,8 @@ class TrainingLoop:
                 self.checkpoints.save(step, self.state, position, score)
 
     def trained_network(self) -> Network:
-        """The network as it is now (its moving average, if one is kept)."""
-        variables = self.state.variables if self.state.average is None else self.state.average
-        return Network(self.architecture, *jax.device_put(variables, self.devices[0]))
+        """The network as it is now (its moving average, if one is kept, by us or the optimizer)."""
+        return Network(self.architecture, *jax.device_put(evaluated(self.state), self.devices[0]))
 
     def evaluate(
         self, network: Network, parts: Sequence[str], own_output: bool = False

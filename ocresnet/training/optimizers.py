@@ -7,6 +7,15 @@ package.
 from dataclasses import asdict
 from typing import Any
 
+from ocresnet.training.adaptive_optimizers import (
+    DoWG,
+    MoMo,
+    MoMoAdam,
+    Muon,
+    PolyakSGD,
+    Prodigy,
+    ScheduleFreeAdamW,
+)
 from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
 from ocresnet.training.gradient_optimizers import SGD, AdamW, RMSprop
 from ocresnet.training.optimizer import Optimizer
@@ -17,9 +26,16 @@ __all__ = [
     "OPTIMIZERS",
     "SGD",
     "AdamW",
+    "DoWG",
+    "MoMo",
+    "MoMoAdam",
+    "Muon",
     "OCNOpt",
     "Optimizer",
+    "PolyakSGD",
+    "Prodigy",
     "RMSprop",
+    "ScheduleFreeAdamW",
     "describe",
     "from_description",
     "register",
@@ -29,6 +45,13 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adamw": AdamW,
     "rmsprop": RMSprop,
+    "muon": Muon,
+    "momo": MoMo,
+    "momo_adam": MoMoAdam,
+    "prodigy": Prodigy,
+    "dowg": DoWG,
+    "schedule_free_adamw": ScheduleFreeAdamW,
+    "polyak_sgd": PolyakSGD,
     "kfac": KFAC,
     "ekfac": EKFAC,
     "ocnopt": OCNOpt,

@@ -17,7 +17,7 @@ from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.loop import CHECKPOINTS, OptimizerOf, open_checkpoints, qualified_name
-from ocresnet.training.step import TrainState, init_state, training_problem
+from ocresnet.training.step import TrainState, evaluated, init_state, training_problem
 
 Checkpoint = Literal["last", "best"]
 
@@ -80,8 +80,7 @@ def restore_network(
         state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer))
     finally:
         checkpoints.close()
-    variables = state.variables if state.average is None else state.average
-    return Network(architecture, *variables)
+    return Network(architecture, *evaluated(state))
 
 
 class FinishedRun(NamedTuple):

@@ -20,6 +20,7 @@ from ocresnet.systems import network
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.network import Network
 from ocresnet.systems.system import PyTree, Variables
+from ocresnet.training.adaptive_optimizers import evaluation_params
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.distillation import distillation_cost
 
@@ -130,6 +131,18 @@ def init_state(
     )
 
 
+def evaluated(state: TrainState) -> Variables:
+    """What a state is evaluated with, and what is kept of it in the end: the moving average, if
+    there is one, else the variables with the parameters that the optimizer means."""
+    if state.average is not None:
+        return state.average
+    return _to_evaluate(state.variables, state.opt_state)
+
+
+def _to_evaluate(variables: Variables, opt_state: PyTree) -> Variables:
+    return variables._replace(params=evaluation_params(variables.params, opt_state))
+
+
 def zero_totals(problem: Problem) -> EpochTotals:
     """The totals at the start of an epoch."""
     outputs = problem.system.outputs + 1
@@ -215,7 +228,8 @@ def make_train_step(
         if average is not None:
             warm = (1.0 + state.step) / (10.0 + state.step)
             decay = jnp.minimum(config.average_decay, warm)
-            average = optax.incremental_update(variables, average, 1 - decay)
+            reached = _to_evaluate(variables, opt_state)
+            average = optax.incremental_update(reached, average, 1 - decay)
         metrics = EpochTotals(value, losses, accuracies, optax.tree.norm(gradient))
         totals = jax.tree.map(jnp.add, state.totals, metrics)
         state = TrainState(state.step + 1, variables, opt_state, average, totals)

@@ -21,7 +21,13 @@ from ocresnet.systems.system import Variables
 from ocresnet.training.compatibility import check_fit, check_kinds, check_optimizer
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import BATCH_SIZE
-from ocresnet.training.step import TrainState, init_state, make_train_step, training_problem
+from ocresnet.training.step import (
+    TrainState,
+    evaluated,
+    init_state,
+    make_train_step,
+    training_problem,
+)
 
 Array = jax.Array
 
@@ -34,12 +40,26 @@ class Sweep(NamedTuple):
       losses: mean over the test set.
       train_losses: mean over the training set, without augmentation and in inference mode.
       objectives: of the batch of every training step, [..., steps].
+      accuracies_on_the_way: those after each of the `measured_steps`, [..., points].
     """
 
     accuracies: Any
     losses: Any
     train_losses: Any
     objectives: Any
+    accuracies_on_the_way: Any
+
+
+def measured_steps(steps: int, points: int) -> np.ndarray:
+    """How many of a run's steps are done at each of so many points of it, about equally far apart;
+    the last one is its end.
+
+    Raises:
+      ValueError: for more points than steps.
+    """
+    if points > steps:
+        raise ValueError(f"{points} points need at least as many steps, but there are {steps}.")
+    return np.round(np.arange(1, points + 1) * steps / max(points, 1)).astype(int)
 
 
 def sweep(
@@ -51,6 +71,7 @@ def sweep(
     weight_decays: Sequence[float],
     seeds: Sequence[int],
     together: bool = True,
+    points: int = 0,
 ) -> Sweep:
     """Train a network with every learning rate, weight decay and seed; one program is compiled.
 
@@ -61,13 +82,14 @@ def sweep(
       learning_rates, weight_decays, seeds: the grid.
       together: all runs at once; else one after the other, which is faster where a network alone
         keeps the device busy, and takes less memory.
+      points: of each run where the accuracy on the test set is measured, beside its end.
 
     Returns:
       Accuracies and losses of the network's own output.
 
     Raises:
-      ValueError: if architecture, configuration and data do not fit together, for an empty grid, or
-        for a distillation, which has no teacher here.
+      ValueError: if architecture, configuration and data do not fit together, for an empty grid,
+        for more points than steps, or for a distillation, which has no teacher here.
 
     Example:
       >>> rates, decays = np.logspace(-3, 0, 7), [0.0, 1e-4]
@@ -94,7 +116,8 @@ def sweep(
     arrays = {part: (data.images(part), data.labels(part)) for part in ("train", "test")}
     # Arguments, not constants of the program: these would be folded by the compiler, for minutes.
     arrays = jax.device_put(arrays)
-    run = partial(_run, architecture, config)
+    steps = config.epochs * (data.samples("train") // config.batch_size)
+    run = partial(_run, architecture, config, measured_steps(steps, points))
     if len(set(weight_decays)) == 1:
         # A number that is known to the program: no decay then costs nothing.
         run = partial(run, weight_decay=float(weight_decays[0]))
@@ -112,6 +135,7 @@ def sweep(
 def _run(
     architecture: Architecture,
     config: TrainingConfig,
+    ends: np.ndarray,
     arrays: dict[str, tuple[Array, Array]],
     learning_rate: Array,
     seed: Array,
@@ -128,10 +152,16 @@ def _run(
         problem, config, transformation, optimizer.keep_on(devices=1), seed=seed
     )
 
+    measure = partial(_measure, architecture, config, problem.cost.value)
+
+    def test_accuracy(state: TrainState) -> Array:
+        test = measure(evaluated(state), *arrays["test"])
+        return jnp.where(jnp.isfinite(test.losses[-1]), test.accuracies[-1], 0.0)
+
     def take_step(
-        state: TrainState, position: tuple[Array, Array, Array]
-    ) -> tuple[TrainState, Array]:
-        order, epoch, step = position
+        state: TrainState, position: tuple[Array, Array, Array, Array]
+    ) -> tuple[TrainState, tuple[Array, Array]]:
+        order, epoch, step, is_end = position
         batch = training_batch(
             images,
             labels,
@@ -145,22 +175,33 @@ def _run(
             fill=jnp.asarray(architecture.pixel_mean),
         )
         state, info = train_step(state, Batch(batch.images[0], batch.labels[0]))
-        return state, info.objective
+        if len(ends) == 0:
+            return state, (info.objective, jnp.zeros(()))
+        accuracy = lax.cond(is_end, test_accuracy, lambda _: jnp.zeros(()), state)
+        return state, (info.objective, accuracy)
 
-    def train_epoch(state: TrainState, epoch: Array) -> tuple[TrainState, Array]:
+    def train_epoch(
+        state: TrainState, position: tuple[Array, Array]
+    ) -> tuple[TrainState, tuple[Array, Array]]:
+        epoch, are_ends = position
         order = epoch_order(seed, epoch, samples)
         return lax.scan(
-            lambda state, step: take_step(state, (order, epoch, step)), state, jnp.arange(steps)
+            lambda state, step: take_step(state, (order, epoch, *step)),
+            state,
+            (jnp.arange(steps), are_ends),
         )
 
+    # The same for all runs side by side: only where it is true anything is measured.
+    are_ends = np.isin(np.arange(1, config.epochs * steps + 1), ends).reshape(-1, steps)
     state = init_state(problem, config, architecture.init(jax.random.key(seed)), transformation)
-    state, objectives = lax.scan(train_epoch, state, jnp.arange(config.epochs))
-    variables = state.variables if state.average is None else state.average
-    measure = partial(_measure, architecture, config, problem.cost.value, variables)
-    test, train = measure(*arrays["test"]), measure(*arrays["train"])
+    epochs = (jnp.arange(config.epochs), jnp.asarray(are_ends))
+    state, (objectives, accuracies) = lax.scan(train_epoch, state, epochs)
+    variables = evaluated(state)
+    test, train = measure(variables, *arrays["test"]), measure(variables, *arrays["train"])
     loss, train_loss = test.losses[-1], train.losses[-1]
     accuracy = jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0)
-    return Sweep(accuracy, loss, train_loss, objectives.reshape(-1))
+    on_the_way = accuracies.reshape(-1)[ends - 1]
+    return Sweep(accuracy, loss, train_loss, objectives.reshape(-1), on_the_way)
 
 
 def _measure(

@@ -26,7 +26,13 @@ from experiments.benchmarks import step as benchmark_step
 from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
 from experiments.common.kind_flags import KindFlags
-from experiments.optimizers import ddpnopt_table, feedback_ablation, optimizer_curves, robustness
+from experiments.optimizers import (
+    ddpnopt_table,
+    feedback_ablation,
+    optimizer_curves,
+    robustness,
+    untuned,
+)
 from experiments.paper import __main__ as paper
 from tests.conftest import SMALL, random_network
 
@@ -45,6 +51,7 @@ BINARIES = (
     feedback_ablation,
     ddpnopt_table,
     optimizer_curves,
+    untuned,
     benchmark_step,
     benchmark_optimizers,
 )

@@ -15,10 +15,13 @@ from experiments.optimizers import (
     optimizer_curves,
     robustness,
     runs,
+    untuned,
+    untuned_tables,
 )
 from experiments.optimizers.methods import describe, make_method
 from experiments.optimizers.runs import training_of
 from experiments.optimizers.tasks import NETWORKS, make_task
+from experiments.optimizers.untuned_methods import METHODS, OCNOPT, TASKS, TUNED, UNTUNED, Method
 from ocresnet.control.settings import Settings
 from ocresnet.problem import objective
 from ocresnet.systems.resnet import ResNetConfig
@@ -132,7 +135,8 @@ def test_a_grid_is_cut_from_the_only_weight_decay(monkeypatch):
 
     def sweep(architecture, config, data, **grid):
         asked.update(grid)
-        return Sweep(accuracies, accuracies, 1 - accuracies, np.zeros((*shape, 4)))
+        steps = np.zeros((*shape, 4))
+        return Sweep(accuracies, accuracies, 1 - accuracies, steps, steps[..., :0])
 
     class Flags:
         epochs, batch_size, seeds = 1, 16, range(3)
@@ -144,6 +148,129 @@ def test_a_grid_is_cut_from_the_only_weight_decay(monkeypatch):
     np.testing.assert_allclose(row["train_loss"], 1 - accuracies[0])
     assert asked["weight_decays"] == [0.01] and asked["learning_rates"] == [0.1, 0.2]
     assert asked["together"]
+
+
+def test_a_grid_has_half_decades_around_the_usual_rate():
+    grid = Method(SGD(learning_rate=0.1), below=1, above=2)
+    assert grid.learning_rates == [0.01, 0.0316, 0.1, 0.316, 1.0, 3.16, 10.0]
+    assert grid.factors == [0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0]
+    assert grid.within(0).learning_rates == [0.1] and grid.within(None) == grid
+    assert Method(SGD(learning_rate=0.1)).learning_rates == [0.1]
+    for method in OCNOPT.values():
+        # One default, and from 10^-3 to 10^5 times it.
+        assert (method.factors[0], method.factors[-1]) == (1e-3, 1e5)
+
+
+def test_methods_are_untuned_at_their_defaults_without_decay():
+    assert all(method.tuned and len(method.factors) > 1 for method in TUNED.values())
+    for method in UNTUNED.values():
+        assert not method.tuned and method.optimizer == type(method.optimizer)()
+    constant = [name for name, m in METHODS.items() if m.optimizer.schedule != "cosine"]
+    assert constant == ["schedule-free AdamW"]
+    assert all(method.optimizer.weight_decay == 0 for method in METHODS.values())
+    assert TASKS.keys() <= NETWORKS.keys()
+
+
+def untuned_row(method: str, task: str, accuracy: list, tuned: bool, **changes) -> dict:
+    rates = [0.01 * 10**place for place in range(len(accuracy))]
+    return {
+        "method": method,
+        "task": task,
+        "tuned": tuned,
+        "own_rate": 0,
+        "target": 80.0,
+        "learning_rates": rates,
+        "accuracy": accuracy,
+        "train_loss": [[1.0, 1.0]] * len(rates),
+        "steps": [10, 20, 30],
+        "accuracies_on_the_way": [[[10.0, 85.0, 79.0], [81.0, 70.0, 90.0]]] * len(rates),
+        "seconds_a_step": 0.5,
+        **changes,
+    }
+
+
+def test_regret_is_to_the_best_tuned_method_at_its_best_rate():
+    rows = [
+        untuned_row("a", "one", [[70, 72], [90, 92], [91, 90.5]], True),
+        untuned_row("b", "one", [[93, 94], [0, 0]], True),
+        untuned_row("c", "one", [[92, 93], [99, 99]], False),
+        untuned_row("a", "two", [[60, 60]], True),
+        untuned_row("c", "two", [[63, 63]], False),
+        untuned_row("c", "three", [[50, 50]], False),
+    ]
+    found = untuned_tables.regrets(rows)
+    assert found == {
+        ("a", "one"): 2.5,
+        ("b", "one"): 0.0,
+        ("c", "one"): 1.0,
+        ("a", "two"): 0.0,
+        ("c", "two"): -3.0,
+    }
+    lines = untuned_tables.tables(rows).splitlines()
+    # b has no mean: it has not been run on both.
+    assert "| a | 2.50 | 0.00 | 1.25 | 2.50 |" in lines
+    assert "| b | 0.00 |  |  |  |" in lines
+    assert "| c | 1.00 | -3.00 | -1.00 | 1.00 |" in lines
+    assert untuned_tables.decades(rows[0]) == pytest.approx(1.0)
+    assert untuned_tables.decades(rows[3]) is None
+
+
+def test_of_equally_accurate_rates_the_one_of_lowest_training_loss_counts():
+    losses = [[1.0, 1.0], [float("nan"), 1.0], [0.5, 0.7], [0.1, 0.1]]
+    accuracy = [[90, 90], [89, 91], [91, 89], [80, 80]]
+    row = untuned_row("a", "one", accuracy, True, train_loss=losses)
+    assert untuned_tables.rate_that_counts(row) == 2
+    assert untuned_tables.rate_that_counts({**row, "tuned": False}) == 0
+
+
+def test_a_target_is_reached_where_it_is_first_measured_by_every_seed():
+    row = untuned_row("a", "one", [[80, 80]], True)
+    assert untuned_tables.steps_to_target(row) == 15.0
+    text = untuned_tables.tables([row])
+    assert "| method | one (80 %) |" in text and "| a | 15 |" in text and "| a | 7.50 |" in text
+    missed = {**row, "target": 86.0}
+    assert untuned_tables.steps_to_target(missed) is None
+    assert "| a | — |" in untuned_tables.tables([missed])
+
+
+@pytest.mark.slow
+def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
+    """Small, in two processes: the second one reads what the first has run, and shows it too."""
+    output = tmp_path / "out"
+    common = ["--task=wine_fcn", "--epochs=4", "--seeds=2", "--decades=1", "--points=4"]
+    common.append(f"--output={output}")
+    code, _, errors = call(untuned.main, *common, "--method=SGD", "--method=MoMo-Adam")
+    assert code == 0, errors
+    measured = []
+    measure = untuned.measure
+    monkeypatch.setattr(
+        untuned, "measure", lambda *given: measured.append(given) or measure(*given)
+    )
+    methods = ["--method=SGD", "--method=MoMo-Adam", "--method=schedule-free"]
+    code, printed, errors = call(untuned.main, *common, *methods)
+    assert code == 0, errors
+    assert len(measured) == 1 and "regret" in printed.lower()
+    rows = json.loads(output.with_suffix(".json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["SGD, momentum", "MoMo-Adam", "schedule-free AdamW"]
+    for row in rows:
+        rates = len(row["learning_rates"])
+        assert rates == (5 if row["method"] == "SGD, momentum" else 1)
+        assert np.shape(row["accuracy"]) == np.shape(row["train_loss"]) == (rates, 2)
+        assert np.shape(row["accuracies_on_the_way"]) == (rates, 2, 4)
+        assert row["steps"] == [8, 16, 24, 32] and row["seconds_a_step"] > 0
+        np.testing.assert_allclose(
+            np.array(row["accuracies_on_the_way"])[..., -1], row["accuracy"], atol=1e-3
+        )
+        # It has learned: a third of the wines is right by chance.
+        assert np.max(np.mean(row["accuracy"], axis=-1)) > 60
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    table = output.with_suffix(".md").read_text()
+    assert table.count("wine_fcn") == 6 and table.count("| MoMo-Adam |") == 6
+    # Other settings are other rows.
+    code, _, errors = call(untuned.main, *common, "--method=MoMo-Adam", "--epochs=1")
+    assert code == 0, errors
+    assert len(measured) == 2 and "| MoMo-Adam |" in output.with_suffix(".md").read_text()
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

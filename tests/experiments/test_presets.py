@@ -217,6 +217,13 @@ def test_every_field_of_every_optimizer_is_a_flag():
         "sgd": {"nesterov": True, "momentum": 0.5},
         "adamw": {"decay_of_mean": 0.8, "decay_of_square": 0.95, "epsilon": 1e-7},
         "rmsprop": {"momentum": 0.3, "decay_of_square": 0.9, "epsilon": 1e-6},
+        "muon": {"momentum": 0.9},
+        "momo": {"momentum": 0.5, "lower_bound": 0.1},
+        "momo_adam": {"decay_of_mean": 0.8, "epsilon": 1e-7, "lower_bound": 0.1},
+        "prodigy": {"decay_of_mean": 0.8, "decay_of_square": 0.95, "epsilon": 1e-7},
+        "dowg": {"epsilon": 1e-3},
+        "schedule_free_adamw": {"interpolation": 0.95, "decay_of_square": 0.95},
+        "polyak_sgd": {"largest_step": 2.0, "lower_bound": 0.1},
         "kfac": {"damping": 0.1, "decay": 0.8, "factor_every": 3, "eigen_every": 6},
         "ekfac": {"damping": 0.1, "moments": "per_example"},
         "ocnopt": {

@@ -15,18 +15,36 @@ import pytest
 from ocresnet.control.curvature import ekfac
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.data.dataset import Dataset
+from ocresnet.problem import Problem
+from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.network import Network
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
-from ocresnet.systems.system import Execution
+from ocresnet.systems.system import Execution, Segment, System, Variables
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import Run, fit, for_dataset
-from ocresnet.training.loop import NonFiniteLossError
-from ocresnet.training.optimizers import EKFAC, KFAC, SGD, AdamW, OCNOpt, Optimizer, RMSprop
+from ocresnet.training.loop import NonFiniteLossError, TrainingLoop
+from ocresnet.training.optimizers import (
+    EKFAC,
+    KFAC,
+    SGD,
+    AdamW,
+    DoWG,
+    MoMo,
+    MoMoAdam,
+    Muon,
+    OCNOpt,
+    Optimizer,
+    PolyakSGD,
+    Prodigy,
+    RMSprop,
+    ScheduleFreeAdamW,
+)
 from ocresnet.training.restore import restore_network
 from ocresnet.training.step import AXIS_NAME
 from tests.conftest import random_network
@@ -49,6 +67,13 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "stacked": OCNOpt(momentum=0.5, weight_decay=1e-3, **OFTEN),
     "joint": OCNOpt(feedback="joint", groups=8, curvature="identity", learning_rate=0.05),
     "per_sample": OCNOpt(feedback="per_sample", curvature="diagonal", beta=1 / 16),
+    "muon": Muon(learning_rate=0.01, weight_decay=1e-3),
+    "momo": MoMo(weight_decay=1e-3),
+    "momo_adam": MoMoAdam(weight_decay=1e-3),
+    "prodigy": Prodigy(learning_rate=30.0, weight_decay=1e-3),
+    "dowg": DoWG(weight_decay=1e-3),
+    "schedule_free_adamw": ScheduleFreeAdamW(learning_rate=0.01, weight_decay=1e-3),
+    "polyak_sgd": PolyakSGD(weight_decay=1e-3),
 }
 PAIRS = [
     ("resnet", "stacked"),
@@ -60,6 +85,13 @@ PAIRS = [
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
     ("inception", "stacked"),
+    ("residual_mlp", "muon"),
+    ("mlp", "momo"),
+    ("mlp", "momo_adam"),
+    ("mlp", "prodigy"),
+    ("mlp", "dowg"),
+    ("mlp", "schedule_free_adamw"),
+    ("mlp", "polyak_sgd"),
 ]
 
 
@@ -166,6 +198,44 @@ def test_any_optimizer_learns_from_a_teacher_of_any_family(toy_data):
     assert result.metrics[0]["objective"] != alone.metrics[0]["objective"]
 
 
+def test_what_is_evaluated_is_the_average_of_a_schedule_free_optimizer(toy_data, tmp_path):
+    """In `fit`'s records, in the network that it returns and in the one read back; also where the
+    optimizer is one's own."""
+
+    def own(problem, schedule):
+        chain = optax.chain(optax.scale_by_rms(), optax.scale_by_learning_rate(schedule))
+        return optax.chain(optax.clip(1.0), optax.contrib.schedule_free(chain, schedule, b1=0.5))
+
+    loops = []
+
+    class Loop(TrainingLoop):
+        def close(self):
+            loops.append(self)
+            super().close()
+
+    for optimizer in (None, own):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ocresnet.training.fit.TrainingLoop", Loop)
+            workdir = tmp_path / str(optimizer is None)
+            free = ScheduleFreeAdamW(learning_rate=0.01, gradient_clip=1.0)
+            result = run(
+                "mlp", free, toy_data, workdir, optimizer=optimizer, changes={"average_decay": 0.0}
+            )
+        state = loops.pop().state
+        (free_state,) = (
+            node for node in state.opt_state if isinstance(node, optax.contrib.ScheduleFreeState)
+        )
+        wanted = optax.contrib.schedule_free_eval_params(free_state, state.variables.params)
+        jax.tree.map(np.testing.assert_array_equal, result.network.params, wanted)
+        restored = restore_network(workdir, optimizer=optimizer)
+        jax.tree.map(np.testing.assert_array_equal, restored.params, wanted)
+        measured = trajectory(result.network, toy_data.test_images, toy_data.test_labels)
+        np.testing.assert_allclose(result.metrics[-1]["test"]["losses"], measured.losses, rtol=1e-5)
+        taken_at = Network(result.network.architecture, *state.variables)
+        other = trajectory(taken_at, toy_data.test_images, toy_data.test_labels)
+        assert np.abs(other.losses / measured.losses - 1).max() > 1e-3
+
+
 def own_optimizer(problem, schedule):
     """Any optax transformation, with the schedule of the configuration."""
     return optax.chain(optax.scale_by_lion(), optax.scale_by_learning_rate(schedule))
@@ -204,6 +274,11 @@ def test_what_an_optimizer_cannot_do_is_refused_before_anything_is_compiled(toy_
         joint = OCNOpt(feedback="joint", groups=groups)
         with pytest.raises(ValueError, match=f"groups is {groups}, but .* 8 devices .* 16 samples"):
             run("mlp", joint, toy_data, devices=jax.devices())
+    with pytest.raises(ValueError, match="declares none: choose adamw"):
+        undeclared = OPTIMIZERS["muon"]
+        linear = System((Segment("own", lambda stage, x: (x @ stage.params["w"], {})),))
+        params = Variables({"own": {"w": np.zeros((3, 2))}}, {})
+        undeclared.check(FAMILIES["mlp"], Problem(linear), params, 1, 16)
     branches = SGD(weight_decay_on="residual_branches")
     with pytest.raises(ValueError, match="and a MLPConfig has none: choose 'all'"):
         run("mlp", branches, toy_data)

@@ -10,12 +10,13 @@ from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
-from ocresnet.training.optimizers import SGD, OCNOpt
-from ocresnet.training.sweep import sweep
+from ocresnet.training.optimizers import SGD, OCNOpt, ScheduleFreeAdamW
+from ocresnet.training.sweep import measured_steps, sweep
 
 STACKED = OCNOpt(curvature="diagonal", momentum=0.5, schedule="milestones")
 CASES = {
     "mlp": (MLPConfig(hidden=(6,), activation="tanh"), STACKED, 0.0),
+    "schedule-free": (MLPConfig(hidden=(6,)), ScheduleFreeAdamW(), 0.0),
     "resnet": (ResNetConfig.homogeneous(blocks=2, filters=4), SGD(warmup_epochs=0.5), 0.1),
 }
 
@@ -39,6 +40,7 @@ def test_each_run_is_that_of_fit(name, toy_data):
         weight_decays=[0.0, 0.1],
         seeds=[0, 3],
         together=name == "mlp",
+        points=4,
     )
     assert found.accuracies.shape == found.losses.shape == found.train_losses.shape == (2, 2, 2)
     for place, rate, decay, seed in (((1, 0, 1), 0.02, 0.1, 3), ((0, 1, 0), 0.005, 0.0, 0)):
@@ -60,6 +62,11 @@ def test_each_run_is_that_of_fit(name, toy_data):
         np.testing.assert_allclose(
             found.accuracies[place], measured["test"].accuracies[-1], atol=0.04
         )
+        # Two points an epoch.
+        on_the_way = found.accuracies_on_the_way[place]
+        after_epochs = [row["test"]["accuracies"][-1] for row in alone.metrics]
+        np.testing.assert_allclose(on_the_way[1::2], after_epochs, atol=0.04)
+        assert on_the_way[-1] == found.accuracies[place]
 
 
 def test_one_weight_decay_for_all_runs_is_that_weight_decay(toy_data):
@@ -73,6 +80,15 @@ def test_one_weight_decay_for_all_runs_is_that_weight_decay(toy_data):
     assert np.all(np.abs(among.losses[0] / among.losses[1] - 1) > 1e-3)
 
 
+def test_points_of_a_run_are_equally_far_apart_and_end_with_it():
+    assert measured_steps(12, 4).tolist() == [3, 6, 9, 12]
+    assert measured_steps(10, 3).tolist() == [3, 7, 10]
+    assert measured_steps(3, 3).tolist() == [1, 2, 3]
+    assert measured_steps(3, 0).tolist() == []
+    with pytest.raises(ValueError, match="4 points need at least as many steps, but there are 3"):
+        measured_steps(3, 4)
+
+
 def test_a_run_that_diverges_is_right_nowhere(toy_data):
     architecture = for_dataset(MLPConfig(hidden=()), toy_data)
     found = sweep(
@@ -82,9 +98,11 @@ def test_a_run_that_diverges_is_right_nowhere(toy_data):
         learning_rates=[1e38, 0.01],
         weight_decays=[0.0],
         seeds=[0],
+        points=1,
     )
     assert not np.isfinite(found.losses[0, 0, 0]) and found.accuracies[0, 0, 0] == 0
     assert found.accuracies[0, 1, 0] > 0.4
+    np.testing.assert_array_equal(found.accuracies_on_the_way[..., 0], found.accuracies)
 
 
 def test_what_cannot_be_swept_is_refused(toy_data):
