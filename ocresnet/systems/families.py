@@ -12,12 +12,14 @@ from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 
 FAMILIES: dict[str, type[Architecture]] = {
     "resnet": ResNetConfig,
     "mlp": MLPConfig,
     "cnn": CNNConfig,
     "residual_mlp": ResidualMLPConfig,
+    "transformer": TransformerConfig,
 }
 
 
