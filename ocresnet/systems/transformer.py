@@ -73,12 +73,8 @@ class TransformerConfig(ResidualArchitecture):
         for name, least in smallest.items():
             require_whole(name, getattr(self, name), least)
         if self.width % self.heads:
-            raise ValueError(f"heads is {self.heads}, but must divide width, which is {self.width}.")
-        height, width, _ = self.image_shape
-        if height % self.patch or width % self.patch:
             raise ValueError(
-                f"patch is {self.patch}, but must divide the height and the width of an image, "
-                f"which are {height} and {width}."
+                f"heads is {self.heads}, but must divide width, which is {self.width}."
             )
 
     @property
@@ -108,7 +104,12 @@ class TransformerConfig(ResidualArchitecture):
         axis_name: AxisName = None,
         execution: Execution = Execution(),
     ) -> System:
-        """Stem, blocks with exits as outputs, output block; states are [batch, tokens, width]."""
+        """Stem, blocks with exits as outputs, output block; states are [batch, tokens, width].
+
+        Raises:
+          ValueError: if patches do not cover the images.
+        """
+        self._check_patches()
 
         def stem(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             tokens = layers.dense(stage.params["embedding"], x)
@@ -160,7 +161,11 @@ class TransformerConfig(ResidualArchitecture):
         `params` has stem (`embedding` of the patches and `positions` [tokens, width]), blocks
         (`residual` and, with separate heads, `exit`, each with the blocks as leading axis) and
         head.
+
+        Raises:
+          ValueError: if patches do not cover the images.
         """
+        self._check_patches()
         stem_key, positions_key, blocks_key, head_key = jax.random.split(key, 4)
         hidden = self.hidden or 4 * self.width
         pixels = self.patch**2 * self.image_shape[2]
@@ -197,6 +202,16 @@ class TransformerConfig(ResidualArchitecture):
         if self.blocks:
             params[BLOCKS] = jax.vmap(init_block)(jax.random.split(blocks_key, self.blocks))
         return Variables(params, {})
+
+    def _check_patches(self) -> None:
+        """Refuse patches that do not cover an image. Not at once, as all other impossible values:
+        `for_dataset` has yet to say how large the images are."""
+        height, width, _ = self.image_shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"patch is {self.patch}, but must divide the height and the width of an image, "
+                f"which are {height} and {width}."
+            )
 
 
 def patches(images: Array, side: int) -> Array:

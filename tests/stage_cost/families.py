@@ -14,7 +14,7 @@ from tests.conftest import SMALL
 
 RESIDUAL_MLP = ResidualMLPConfig(blocks=4, width=6, hidden=5, image_shape=(3, 4, 1), classes=3)
 TRANSFORMER = TransformerConfig(
-    blocks=4, width=4, heads=2, hidden=5, patch=2, image_shape=(4, 6, 1), classes=3
+    blocks=4, width=6, heads=2, hidden=5, patch=1, image_shape=(3, 4, 1), classes=3
 )
 
 BOTTLENECK = ResNetConfig(
@@ -22,8 +22,12 @@ BOTTLENECK = ResNetConfig(
 )
 """Both levels open with a projection."""
 
-FAMILIES = {**SMALL, "bottleneck": BOTTLENECK, "residual_mlp": RESIDUAL_MLP}
-FAMILIES["transformer"] = TRANSFORMER
+FAMILIES = {
+    **SMALL,
+    "bottleneck": BOTTLENECK,
+    "residual_mlp": RESIDUAL_MLP,
+    "transformer": TRANSFORMER,
+}
 
 MLP = MLPConfig(hidden=(5, 4), image_shape=(3, 4, 1), classes=3)
 CNN = CNNConfig(filters=(3,), strides=(2,), hidden=(), image_shape=(4, 4, 1), classes=3)

@@ -20,7 +20,9 @@ from tests.quick import quick_jit
 from tests.systems.every_family import EVERY
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
-one_of_each = pytest.mark.parametrize("name", ["levels", "residual_mlp", "transformer", "mlp", "cnn"])
+one_of_each = pytest.mark.parametrize(
+    "name", ["levels", "residual_mlp", "transformer", "mlp", "cnn"]
+)
 KERNEL_GRADIENT = {"rtol": 1e-9, "atol": 1e-9}
 
 

@@ -37,9 +37,7 @@ class FlaxBlock(linen.Module):
         config = self.config
         normed = linen.LayerNorm(1e-5, name="norm_1")(x)
         x = x + linen.MultiHeadDotProductAttention(config.heads, name="attention")(normed)
-        inner = linen.Dense(config.hidden, name="dense_1")(
-            linen.LayerNorm(1e-5, name="norm_2")(x)
-        )
+        inner = linen.Dense(config.hidden, name="dense_1")(linen.LayerNorm(1e-5, name="norm_2")(x))
         return x + linen.Dense(config.width, name="dense_2")(linen.gelu(inner))
 
 
@@ -249,16 +247,6 @@ def test_blocks_are_one_scanned_segment():
         ({"heads": 2.0}, "heads is 2.0, but must be a whole number of at least 1."),
         ({"heads": 5}, "heads is 5, but must divide width, which is 64."),
         ({"patch": (4, 4)}, "patch is (4, 4), but must be a whole number of at least 1."),
-        (
-            {"patch": 4, "image_shape": (28, 30, 1)},
-            "patch is 4, but must divide the height and the width of an image, which are 28 and "
-            "30.",
-        ),
-        (
-            {"patch": 3},
-            "patch is 3, but must divide the height and the width of an image, which are 32 and "
-            "32.",
-        ),
         ({"exits": "all"}, "exits is 'all', but must be one of none, shared, separate."),
     ],
 )
@@ -266,3 +254,19 @@ def test_impossible_architectures_are_refused(fields, message):
     with pytest.raises(ValueError) as refusal:
         TransformerConfig(**fields)
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(("patch", "shape"), [(4, (28, 30, 1)), (4, (30, 28, 1)), (5, (4, 4, 1))])
+def test_patches_that_do_not_cover_the_images_are_refused(patch, shape):
+    """By all that needs them, and not before: `for_dataset` may still change the images."""
+    config = TransformerConfig(patch=patch, image_shape=shape)
+    message = (
+        f"patch is {patch}, but must divide the height and the width of an image, which are "
+        f"{shape[0]} and {shape[1]}."
+    )
+    for use in (config.system, lambda: config.init(jax.random.key(0))):
+        with pytest.raises(ValueError) as refusal:
+            use()
+        assert str(refusal.value) == message
+    fitting = replace(config, image_shape=(2 * patch, 3 * patch, 1))
+    assert fitting.tokens == 6 and fitting.system().segments
