@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from jax.flatten_util import ravel_pytree
 
 from ocresnet.control import reference
@@ -27,7 +28,7 @@ TINY = TransformerConfig(
 )
 BATCH, ETA, BETA = 4, 0.4, 0.7
 LABELS = np.array([0, 1, 2, 1])
-STAGE_COSTS = {"shared": (0.6, 0.3), "separate": (0.6, 0.3), "none": 0.0}
+STAGE_COSTS = {"shared": (0.5, 0.25), "separate": (0.5, 0.25), "none": 0.0}
 CURVATURES = {
     "identity": identity(),
     "diagonal": diagonal(epsilon=0.1),
@@ -119,10 +120,9 @@ def test_a_step_is_that_of_the_reference(exits, curvature, form):
         for stage, (ours, expected) in enumerate(zip(got, wanted[rollout], strict=True)):
             where = f"{rollout}, stage {stage}"
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-11, err_msg=where)
-            assert np.abs(expected).max() > 1e-4, where
-    differ = [
-        np.abs(a - b).max() for a, b in zip(wanted["linear"], wanted["nonlinear"], strict=True)
-    ]
+            assert stage == 4 or np.abs(expected).max() > 1e-4, where  # the last has no control
+    pairs = zip(wanted["linear"], wanted["nonlinear"], strict=True)
+    differ = [np.abs(linear - walked).max(initial=0) for linear, walked in pairs]
     assert max(differ) > 1e-5
 
 
@@ -168,8 +168,6 @@ def test_statistics_are_sums_over_samples_and_tokens():
 def readings(params: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """{layer of the Flax module: x [batch, tokens, rows_in] with a one for the bias, and delta
     [batch, tokens, channels_out], of every reading}: slopes of the sum of the samples' costs."""
-    from flax import linen
-
     config = replace(TINY, exits="shared")
     images, labels = batch()
 
