@@ -3,8 +3,8 @@
 Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
-  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, InceptionConfig    architectures;
-                                   `for_dataset` fits one to the data
+  ResNetConfig, ResidualMLPConfig, TransformerConfig, MLPConfig, CNNConfig, InceptionConfig
+                                   architectures; `for_dataset` fits one to the data
   System                           one's own functions as a system; `systems.from_flax` has the way
                                    in for Flax modules
   TrainingConfig, fit              train, with stage costs
@@ -43,6 +43,7 @@ from ocresnet.systems.network import Network, load, save
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import System
+from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
 from ocresnet.training.fit import fit, for_dataset
@@ -66,6 +67,7 @@ __all__ = [
     "ResidualMLPConfig",
     "System",
     "TrainingConfig",
+    "TransformerConfig",
     "__version__",
     "calibrate_exits",
     "curvature",

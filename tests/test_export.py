@@ -15,7 +15,7 @@ from ocresnet.export import TRAILER, export_network, load_exported
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems.resnet import ResNetConfig
 from tests.conftest import SMALL, apply, random_images, random_network
-from tests.stage_cost.families import CNN, INCEPTION, MLP, RESIDUAL_MLP
+from tests.stage_cost.families import CNN, INCEPTION, MLP, RESIDUAL_MLP, TRANSFORMER
 
 ALONE = """
 import sys
@@ -112,7 +112,13 @@ def test_damaged_files_are_refused_before_they_are_read(network, tmp_path, monke
             load_exported(path)
 
 
-OTHERS = {"residual_mlp": RESIDUAL_MLP, "mlp": MLP, "cnn": CNN, "inception": INCEPTION}
+OTHERS = {
+    "residual_mlp": RESIDUAL_MLP,
+    "transformer": TRANSFORMER,
+    "mlp": MLP,
+    "cnn": CNN,
+    "inception": INCEPTION,
+}
 
 
 @pytest.mark.parametrize("architecture", OTHERS.values(), ids=OTHERS)

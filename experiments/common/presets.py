@@ -17,6 +17,7 @@ from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
 
@@ -169,6 +170,49 @@ PRESETS["digits_residual_mlp12_shared"] = Preset(
     ),
     expected="91 to 94 % (ours)",
 )
+
+
+def _transformer_preset(
+    dataset: str, patch: int, training: TrainingConfig, expected: str
+) -> Preset:
+    """A small transformer, with shared exits where a stage cost is paid on them."""
+    network = TransformerConfig(
+        blocks=6,
+        width=64,
+        heads=4,
+        hidden=128,
+        patch=patch,
+        image_shape=IMAGE_SHAPES[dataset],
+        exits="shared" if training.stage_cost > 0 else "none",
+    )
+    return Preset(dataset, network, training, expected)
+
+
+_DIGITS_TRANSFORMER = TrainingConfig(
+    epochs=30,
+    batch_size=32,
+    optimizer=AdamW(warmup_epochs=2),
+    stage_cost=0.0,
+    augmentation="crop",
+    validation=0.15,
+)
+_LONGER_TRANSFORMER = replace(_DIGITS_TRANSFORMER, batch_size=128, stage_cost=0.1, validation=0.05)
+
+PRESETS |= {
+    "digits_transformer": _transformer_preset("digits", 2, _DIGITS_TRANSFORMER, "unknown"),
+    "digits_transformer_shared": _transformer_preset(
+        "digits", 2, replace(_DIGITS_TRANSFORMER, stage_cost=0.1), "unknown"
+    ),
+    "mnist_transformer_shared": _transformer_preset(
+        "mnist", 7, _LONGER_TRANSFORMER, "unknown (not run by us yet)"
+    ),
+    "cifar10_transformer_shared": _transformer_preset(
+        "cifar10",
+        4,
+        replace(_LONGER_TRANSFORMER, epochs=100, augmentation="crop_flip"),
+        "unknown (not run by us yet)",
+    ),
+}
 
 PRESETS["mnist_homogeneous12_small"] = Preset(
     dataset="mnist",

@@ -4,6 +4,7 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
+  digits_transformer  4 blocks of width 32 in 4 heads, patches of 2x2 pixels, gelu, layer norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -32,6 +33,7 @@ from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.fit import for_dataset
 
 
@@ -88,6 +90,7 @@ _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
+_TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=2, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -96,6 +99,7 @@ NETWORKS = {
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
+    "digits_transformer": Network("digits", _TRANSFORMER),
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),
     "cifar10_cnn": Network("cifar10", _CNN),

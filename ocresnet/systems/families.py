@@ -13,6 +13,7 @@ from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 
 FAMILIES: dict[str, type[Architecture]] = {
     "resnet": ResNetConfig,
@@ -20,6 +21,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "cnn": CNNConfig,
     "residual_mlp": ResidualMLPConfig,
     "inception": InceptionConfig,
+    "transformer": TransformerConfig,
 }
 
 

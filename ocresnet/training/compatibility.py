@@ -53,6 +53,7 @@ def check_fit(
         raise ValueError(
             f"the network has {architecture.classes} classes, but {data.name} has {data.classes}."
         )
+    architecture.system()  # a family may refuse the images
     _check_stage_cost(architecture, config)
     if config.batch_size % devices:
         raise ValueError(f"batch_size {config.batch_size} is not divisible over {devices} devices.")

@@ -31,8 +31,20 @@ RESIDUAL_MLP = (
     "--batch_size=32",
     "--validation=0.16",
 )
+TRANSFORMER = (
+    "--dataset=digits[:192]",
+    "--architecture=transformer",
+    "--optimizer=ocnopt",
+    "--blocks=2",
+    "--width=8",
+    "--heads=2",
+    "--hidden=8",
+    "--epochs=2",
+    "--batch_size=32",
+    "--validation=0.16",
+)
 FEW = ("--samples=20", "--statistics=20", "--test_samples=20")
-RUNS = {"ocnopt": OCNOPT, "residual_mlp": RESIDUAL_MLP}
+RUNS = {"ocnopt": OCNOPT, "residual_mlp": RESIDUAL_MLP, "transformer": TRANSFORMER}
 
 
 def train_to(workdir: Path, *arguments: str, devices: int = 1) -> None:

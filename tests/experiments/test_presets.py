@@ -21,6 +21,7 @@ from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.fit import fit as real_fit
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt
 
@@ -300,6 +301,22 @@ def test_networks_of_the_studies_of_ocnopt_are_presets(name):
         assert len(data.train_labels) == presets.TRAINING_SAMPLES[preset.dataset]
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if "transformer" in name])
+def test_transformers_of_the_presets_cover_their_images(name):
+    preset = PRESETS[name]
+    network, training = preset.network, preset.training
+    assert isinstance(network, TransformerConfig) and isinstance(training.optimizer, AdamW)
+    assert network.image_shape == presets.IMAGE_SHAPES[preset.dataset] and network.system().segments
+    shared = name.endswith("_shared")
+    assert (network.exits, training.stage_cost > 0) == ("shared" if shared else "none", shared)
+
+
+def test_patches_may_fit_the_data_alone():
+    """7 divides the images of MNIST, and not those that a network of this family starts from."""
+    wanted = parse("--dataset=mnist", "--architecture=transformer", "--patch=7", "--heads=2")
+    assert (wanted.network.patch, wanted.network.heads) == (7, 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -326,6 +343,10 @@ def test_networks_of_the_studies_of_ocnopt_are_presets(name):
             ["--dataset=digits", "--architecture=mlp", "--filters=3"],
             "--filters belongs to --architecture=resnet|cnn|inception, but this run's is mlp, "
             "which has --hidden, --activation.",
+        ),
+        (
+            ["--dataset=digits", "--architecture=transformer", "--heads=3"],
+            "heads is 3, but must divide width, which is 64.",
         ),
         (["--preset=wine_fcn", "--blocks=3"], "--blocks belongs to --architecture=resnet|residual"),
         ([RESIDUAL_MLP, "--blocks=3,4"], "--blocks is 3,4, but must be one whole number here."),

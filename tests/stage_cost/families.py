@@ -10,16 +10,25 @@ from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Segment
+from ocresnet.systems.transformer import TransformerConfig
 from tests.conftest import SMALL
 
 RESIDUAL_MLP = ResidualMLPConfig(blocks=4, width=6, hidden=5, image_shape=(3, 4, 1), classes=3)
+TRANSFORMER = TransformerConfig(
+    blocks=4, width=6, heads=2, hidden=5, patch=1, image_shape=(3, 4, 1), classes=3
+)
 
 BOTTLENECK = ResNetConfig(
     blocks=(2, 2), filters=(2, 3), block="bottleneck", image_shape=(6, 5, 2), classes=3
 )
 """Both levels open with a projection."""
 
-FAMILIES = {**SMALL, "bottleneck": BOTTLENECK, "residual_mlp": RESIDUAL_MLP}
+FAMILIES = {
+    **SMALL,
+    "bottleneck": BOTTLENECK,
+    "residual_mlp": RESIDUAL_MLP,
+    "transformer": TRANSFORMER,
+}
 
 MLP = MLPConfig(hidden=(5, 4), image_shape=(3, 4, 1), classes=3)
 CNN = CNNConfig(filters=(3,), strides=(2,), hidden=(), image_shape=(4, 4, 1), classes=3)

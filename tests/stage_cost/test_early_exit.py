@@ -20,6 +20,7 @@ SAMPLES = 37
 
 
 CASES = [("homogeneous", "shared"), ("standard", "separate"), ("residual_mlp", "separate")]
+CASES.append(("transformer", "shared"))
 
 
 @pytest.fixture(params=CASES, ids=str)

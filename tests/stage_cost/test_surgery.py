@@ -97,6 +97,8 @@ def test_the_architecture_that_is_left(name, removed, blocks, bare):
         ("bottleneck", (0, 1, 2, 3), "shared"),
         ("residual_mlp", (1, 3), "separate"),
         ("residual_mlp", (0, 1, 2, 3), "shared"),
+        ("transformer", (2, 0), "separate"),
+        ("transformer", (0, 1, 2, 3), "shared"),
     ],
 )
 def test_the_smaller_network_computes_what_the_gated_one_does(name, removed, exits):

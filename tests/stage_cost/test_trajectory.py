@@ -40,7 +40,10 @@ def test_means_do_not_depend_on_the_batch_size(network):
 
 
 def test_the_own_output_alone_is_the_last_of_all():
-    for architecture in (FAMILIES["homogeneous"], FAMILIES["residual_mlp"], MLP):
+    for architecture in (
+        *(FAMILIES[name] for name in ("homogeneous", "residual_mlp", "transformer")),
+        MLP,
+    ):
         network = random_network(architecture)
         images, labels = random_images(architecture, batch=4), np.arange(4) % 3
         alone = trajectory(network, images, labels, own_output=True)

@@ -9,8 +9,12 @@ from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.transformer import TransformerConfig
 
 PIXELS = {"pixel_mean": (0.2,), "pixel_deviation": (1.5,)}
+TRANSFORMER = TransformerConfig(
+    blocks=2, width=4, heads=2, hidden=3, patch=2, classes=3, image_shape=(4, 2, 2), **PIXELS
+)
 LEVELS = ResNetConfig((2, 2), (3, 4), classes=3, image_shape=(8, 6, 2), **PIXELS)
 
 RESIDUAL: dict[str, ResidualArchitecture] = {
@@ -37,6 +41,9 @@ RESIDUAL: dict[str, ResidualArchitecture] = {
     "residual_mlp, none": ResidualMLPConfig(
         blocks=3, width=4, classes=3, image_shape=(2, 2, 1), exits="none"
     ),
+    "transformer": TRANSFORMER,
+    "transformer, separate": replace(TRANSFORMER, exits="separate"),
+    "transformer, none": replace(TRANSFORMER, exits="none"),
 }
 
 EVERY: dict[str, Architecture] = {

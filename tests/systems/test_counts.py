@@ -15,6 +15,7 @@ from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.summary import summary
 from ocresnet.systems.system import Segment, System, Variables
+from ocresnet.systems.transformer import TransformerConfig
 from tests.systems.every_family import EVERY, RESIDUAL
 
 
@@ -125,6 +126,18 @@ def test_residual_mlp_by_hand():
     alone = multiply_adds(replace(config, exits="none"))
     np.testing.assert_array_equal(alone.exits, [0] * 3)
     assert alone.total == cost.total == 24 * 5 + 3 * 40 + 35
+
+
+def test_transformer_by_hand():
+    """Six tokens of 2x2 pixels; the products of queries with keys, and of their weights with
+    values, are counted too."""
+    config = TransformerConfig(
+        blocks=3, width=6, heads=2, hidden=5, patch=2, classes=7, image_shape=(4, 6, 3)
+    )
+    cost = multiply_adds(config)
+    assert (cost.stem, cost.output_block) == (6 * 12 * 6, 6 * 7)
+    np.testing.assert_array_equal(cost.blocks, [6 * (4 * 36 + 2 * 6 * 6 + 2 * 30)] * 3)
+    np.testing.assert_array_equal(cost.exits, [6 * 7] * 3)
 
 
 def test_networks_without_blocks_by_hand():

@@ -21,7 +21,9 @@ from tests.quick import quick_jit
 from tests.systems.every_family import EVERY
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
-one_of_each = pytest.mark.parametrize("name", ["levels", "residual_mlp", "mlp", "cnn", "inception"])
+one_of_each = pytest.mark.parametrize(
+    "name", ["levels", "residual_mlp", "transformer", "mlp", "cnn", "inception"]
+)
 KERNEL_GRADIENT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -196,7 +198,7 @@ def test_descriptions_in_json_come_back(name):
 
 
 RESNET = families.describe(ResNetConfig((1,), (4,)))
-UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_mlp, inception"
+UNKNOWN = f"must be described with its family, one of {', '.join(families.FAMILIES)}"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_
         ([], UNKNOWN),
         (3, UNKNOWN),
         ({}, UNKNOWN),
-        ({**RESNET, "family": "transformer"}, UNKNOWN + ", but it is 'transformer'."),
+        ({**RESNET, "family": "oracle"}, UNKNOWN + ", but it is 'oracle'."),
         ({**RESNET, "family": ["resnet"]}, UNKNOWN),
         ({**RESNET, "width": 3}, "the description of an architecture is wrong"),
         ({"family": "resnet"}, "the description of an architecture is wrong"),

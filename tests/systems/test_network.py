@@ -175,7 +175,7 @@ def test_descriptions_that_are_none_are_refused(saved, text):
     ("described", "why"),
     [
         (None, "must be described with its family"),
-        ({"family": "transformer"}, "one of resnet, mlp, cnn, residual_mlp, inception"),
+        ({"family": "oracle"}, "one of resnet, mlp, cnn, residual_mlp"),
         ({"family": "resnet", "blocks": {}, "filters": None}, "blocks is {}, but must be a tuple"),
         ({"family": "resnet", "blocks": [1.0], "filters": [6]}, "whole numbers of at least 0"),
         ({"family": "mlp", "hidden": [1], "depth": 3}, "unexpected keyword argument 'depth'"),

@@ -25,6 +25,7 @@ from ocresnet.systems.network import Network
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Execution, Segment, System, Variables
+from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import Run, fit, for_dataset
@@ -53,6 +54,7 @@ from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_ti
 FAMILIES: dict[str, Architecture] = {
     "resnet": ResNetConfig.homogeneous(blocks=2, filters=4),
     "residual_mlp": ResidualMLPConfig(blocks=2, width=6),
+    "transformer": TransformerConfig(blocks=2, width=6, heads=2, hidden=5, patch=3),
     "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
     "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
     "inception": InceptionConfig((3,), (2,), (2,), stem_filters=4),
@@ -79,6 +81,8 @@ PAIRS = [
     ("resnet", "stacked"),
     ("residual_mlp", "joint"),
     ("residual_mlp", "sgd"),
+    ("transformer", "stacked"),
+    ("transformer", "adamw"),
     ("mlp", "per_sample"),
     ("mlp", "kfac"),
     ("cnn", "ekfac"),
@@ -268,6 +272,9 @@ def test_what_an_optimizer_cannot_do_is_refused_before_anything_is_compiled(toy_
         run("resnet", "per_sample", toy_data)
     with pytest.raises(ValueError, match="a ResidualMLPConfig has parameters that several blocks"):
         run("residual_mlp", "per_sample", toy_data)
+    shares = "a TransformerConfig has parameters that several blocks share: choose feedback"
+    with pytest.raises(ValueError, match=shares):
+        run("transformer", "per_sample", toy_data)
     with pytest.raises(ValueError, match="runs on one device only, and there are 8"):
         run("resnet", "joint", toy_data, devices=jax.devices())
     for groups in (4, 32):
@@ -284,3 +291,14 @@ def test_what_an_optimizer_cannot_do_is_refused_before_anything_is_compiled(toy_
         run("mlp", branches, toy_data)
     with pytest.raises(ValueError, match="stage_cost is 0.1, .* set stage_cost to 0 .a CNNConfig"):
         run("cnn", "sgd", toy_data, changes={"stage_cost": 0.1})
+
+
+@pytest.mark.parametrize("optimizer", [None, own_optimizer])
+def test_images_that_a_family_cannot_take_leave_no_run_behind(
+    optimizer, toy_data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(FAMILIES, "transformer", replace(FAMILIES["transformer"], patch=4))
+    message = "patch is 4, but must divide the height and the width of an image, which are 6 and 6."
+    with pytest.raises(ValueError, match=message):
+        run("transformer", "sgd", toy_data, tmp_path / "run", optimizer=optimizer)
+    assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Every depth tool on a second family, against a residual MLP written in numpy."""
+"""Every depth tool on families that are chains of equal blocks, against these in numpy."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from ocresnet.systems import network as networks
 from ocresnet.systems.blocks import blocks
 from ocresnet.systems.network import Network
 from tests.conftest import random_images, random_network
-from tests.stage_cost.families import RESIDUAL_MLP, shapes
+from tests.stage_cost.families import RESIDUAL_MLP, TRANSFORMER, shapes
 
 SAMPLES = 24
 IMAGES = random_images(RESIDUAL_MLP, batch=SAMPLES)
@@ -38,26 +38,60 @@ def norm(params, x):
     return centred / np.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
 
 
+def stem(params):
+    """x_0 of all images, [samples, width] or [samples, tokens, width]."""
+    if "positions" not in params:
+        return dense(params, IMAGES.reshape(SAMPLES, -1).astype(np.float64))
+    pixels = IMAGES.reshape(SAMPLES, -1, 1).astype(np.float64)
+    return dense(params["embedding"], pixels) + params["positions"]
+
+
+def branch_of(branch, x):
+    """F_k(x)."""
+    if "attention" not in branch:
+        return dense(
+            branch["dense_2"], np.maximum(dense(branch["dense_1"], norm(branch["norm"], x)), 0)
+        )
+    attended = attend(branch["attention"], norm(branch["norm_1"], x))
+    inner = dense(branch["dense_1"], norm(branch["norm_2"], x + attended))
+    gelu = inner / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+    return attended + dense(branch["dense_2"], gelu)
+
+
+def attend(params, x):
+    """Head by head."""
+    query, key, value = (dense(params[name], x) for name in ("query", "key", "value"))
+    features = x.shape[-1] // TRANSFORMER.heads
+    heads = []
+    for start in range(0, x.shape[-1], features):
+        q, k, v = (part[..., start : start + features] for part in (query, key, value))
+        weights = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(features))
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+    return dense(params["out"], np.concatenate(heads, -1))
+
+
+def read(head, x):
+    return dense(head["dense"], norm(head["norm"], x if x.ndim == 2 else x.mean(1)))
+
+
 def states_and_outputs(network: Network, gates=None) -> tuple[np.ndarray, np.ndarray]:
-    """x_k, [blocks + 1, samples, width], and logits, [blocks + 1, samples, classes]."""
+    """x_k, [blocks + 1, samples, numbers], and logits, [blocks + 1, samples, classes]."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), network.params)
     own = [
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), block.params)
         for block in blocks(network)
     ]
-    x = dense(params["stem"], IMAGES.reshape(SAMPLES, -1).astype(np.float64))
+    x = stem(params["stem"])
     states, outputs = [], []
     for index, block in enumerate(own):
         head = block["exit"] if network.architecture.exits == "separate" else params["head"]
         states.append(x)
-        outputs.append(dense(head["dense"], norm(head["norm"], x)))
-        branch = block["residual"]
-        inner = np.maximum(dense(branch["dense_1"], norm(branch["norm"], x)), 0)
+        outputs.append(read(head, x))
         gate = 1 if gates is None else gates[index]
-        x = x + gate * dense(branch["dense_2"], inner)
+        x = x + gate * branch_of(block["residual"], x)
     states.append(x)
-    outputs.append(dense(params["head"]["dense"], norm(params["head"]["norm"], x)))
-    return np.array(states), np.array(outputs)
+    outputs.append(read(params["head"], x))
+    return np.array(states).reshape(len(states), SAMPLES, -1), np.array(outputs)
 
 
 def losses_of(logits):
@@ -69,9 +103,19 @@ def check(got, wanted):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(params=["shared", "separate"], scope="module")
+@pytest.fixture(
+    params=[
+        (RESIDUAL_MLP, "shared"),
+        (RESIDUAL_MLP, "separate"),
+        (TRANSFORMER, "shared"),
+        (TRANSFORMER, "separate"),
+    ],
+    ids=lambda param: f"{type(param[0]).__name__}, {param[1]}",
+    scope="module",
+)
 def network(request) -> Network:
-    return random_network(replace(RESIDUAL_MLP, exits=request.param))
+    architecture, exits = request.param
+    return random_network(replace(architecture, exits=exits))
 
 
 def test_what_is_measured_over_depth(network):
