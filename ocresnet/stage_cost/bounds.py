@@ -25,8 +25,9 @@ in which the sum S of the intermediate losses is not divided by N + 1, as the pr
 the readings tried (the theorem, this one, C, Lbar + C) it alone fits the rows with M = 0, where
 S = 0 and all is given by Lbar, and leaves the printed Jbar_N of every other row a weight decay of
 at least zero. S / (gamma (N + 1)) in place of S, gamma forgotten in the division, fits as well: the
-printed numbers do not tell the two apart. In any reading the theorem's bound is (Jbar_N - weight decay) / (gamma (N + 1))
-and cannot exceed Jbar_N / (gamma (N + 1)); every printed row with M > 0 is 19 to 48 times that.
+printed numbers do not tell the two apart. In any reading the theorem's bound is
+(Jbar_N - weight decay) / (gamma (N + 1)) and cannot exceed Jbar_N / (gamma (N + 1)); every printed
+row with M > 0 is 19 to 48 times that.
 Divided, the bound for the homogeneous network and M = 6 is 0.247 instead of 13.275, and its gap
 0.160 instead of 13.188: as tight as that of Theorem 1 (0.176), unlike what the text says of it.
 """

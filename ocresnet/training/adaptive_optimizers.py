@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from ocresnet.control.curvature.kronecker import affine_layers
+from ocresnet.control.curvature.kronecker_layers import shapes
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.system import PyTree, Variables
@@ -72,7 +72,7 @@ class Muon(Optimizer):
         samples: int,
     ) -> None:
         super().check(architecture, problem, variables, devices, samples)
-        if not affine_layers(problem.system, variables.params):
+        if not shapes(problem.system, variables.params, "separate"):
             raise ValueError(
                 "muon makes the kernels of declared layers orthogonal, and this network declares "
                 "none: choose adamw."
@@ -90,15 +90,15 @@ def matrix_dimensions(problem: Problem, params: PyTree) -> PyTree:
       A tree like `params`: for the kernel of a declared layer the axes that it sums over (all but
       the last, and but the first of a stack) and the last one; None for all other arrays.
     """
-    layers = affine_layers(problem.system, params)
+    layers = shapes(problem.system, params, "separate")
 
     def dimensions(path: tuple, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         *layer, name = (part.key for part in path)
         declared = layers.get("/".join(layer))
         if declared is None or name != "kernel":
             return None
-        last = leaf.ndim - 1
-        return contrib.MuonDimensionNumbers(tuple(range(declared.stacked, last)), (last,))
+        first, last = int(declared.length is not None), leaf.ndim - 1
+        return contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))
 
     return jax.tree.map_with_path(dimensions, params)
 
