@@ -1,14 +1,17 @@
 """What `ocnopt` refuses, in one sentence each."""
 
+from dataclasses import replace
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
 from jax import lax
 
+from ocresnet.control.curvature.kronecker import Kronecker
+from ocresnet.control.curvature.protocol import Curvature
 from ocresnet.control.linearize import Nominal
-from ocresnet.control.settings import Settings
+from ocresnet.control.settings import Equilibrium, Settings
 from ocresnet.problem import Problem
 from ocresnet.systems.system import PyTree, System
 
@@ -25,14 +28,22 @@ def check_problem(system: object) -> Problem:
     return Problem(system)
 
 
-def check_curvature(curvature: object) -> None:
-    """Refuse what is no curvature."""
+def check_curvature(curvature: object, equilibrium: Equilibrium) -> Curvature:
+    """The curvature that plays this equilibrium; refuse what is none, or cannot."""
     methods = ("init", "update", "solve", "metric", "needs_statistics")
     if isinstance(curvature, type) or not all(hasattr(curvature, name) for name in methods):
         raise ValueError(
             f"curvature is {_name(curvature)}, but must be what identity(), diagonal(), kfac() or "
             "ekfac() of ocresnet.control.curvature return."
         )
+    if equilibrium == "nash" and isinstance(curvature, Kronecker):
+        if curvature.coupling not in (None, "separate"):
+            raise ValueError(
+                f"coupling is {curvature.coupling!r}, but equilibrium 'nash' needs a curvature "
+                "that is block diagonal over the players: choose coupling 'separate'."
+            )
+        return replace(curvature, coupling="separate")
+    return cast(Curvature, curvature)
 
 
 def check_params(system: System, params: PyTree, needs_all: bool) -> None:
@@ -63,8 +74,10 @@ def check_params(system: System, params: PyTree, needs_all: bool) -> None:
     for name, segment in segments.items():
         for player in segment.players:
             if player not in params.get(name, {}):
+                entries = ", ".join(sorted(params.get(name, {}))) or "none"
                 raise ValueError(
-                    f"segment {name!r} has a player {player!r}, which its parameters do not have."
+                    f"the player {player!r} has no part in the stages of segment {name!r}: players "
+                    f"share a stage, as entries of its parameters, which are {entries}."
                 )
         for leaf in jax.tree.leaves(params.get(name, {})):
             if segment.stacked and leaf.shape[:1] != (segment.length,):

@@ -30,7 +30,15 @@ from ocresnet.control.curvature import identity
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
-from ocresnet.control.settings import Feedback, Info, RolloutKind, Settings, Step, ValueUpdate
+from ocresnet.control.settings import (
+    Equilibrium,
+    Feedback,
+    Info,
+    RolloutKind,
+    Settings,
+    Step,
+    ValueUpdate,
+)
 from ocresnet.control.value import Decision
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective
@@ -64,6 +72,7 @@ def scale_by_ocnopt(
     beta: float | Array = 1.0,
     value_beta: float | Array | None = None,
     value_update: ValueUpdate | Decision = "exact",
+    equilibrium: Equilibrium = "cooperative",
     factor: Factor = "gradient",
     groups: int | None = None,
     momentum: float | Array | None = None,
@@ -80,13 +89,14 @@ def scale_by_ocnopt(
     Arguments, the arguments of `update` and errors are those of `ocnopt`.
     """
     problem = check_problem(system)
-    check_curvature(curvature)
+    curvature = check_curvature(curvature, equilibrium)
     settings = Settings(
         feedback,
         rollout,
         beta,
         value_beta,
         value_update,
+        equilibrium,
         factor,
         1 if groups is None else groups,
         axis_name,
@@ -170,6 +180,7 @@ def ocnopt(
     beta: float | Array = 1.0,
     value_beta: float | Array | None = None,
     value_update: ValueUpdate | Decision = "exact",
+    equilibrium: Equilibrium = "cooperative",
     factor: Factor = "gradient",
     groups: int | None = None,
     momentum: float | Array | None = None,
@@ -209,6 +220,11 @@ def ocnopt(
       value_update: "exact": Q_theta,theta = M / eta + the stage's own block (Sherman-Morrison,
         Woodbury; factors in (0, 1]). "clipped": the papers' substitution of M / eta, clipped at 0.
         Or a function: another `Decision` of a stage (`value.py`).
+      equilibrium: what the players of a stage play (`Segment.players`; of a stage without any, both
+        are the same). "cooperative": they minimise Q together. "nash": each minimises it alone, the
+        others held at their nominal controls, as in the papers' feedback Nash equilibrium
+        (`games.py`); M must be block diagonal over the players: K-FAC and EKFAC take the coupling
+        "separate".
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
@@ -253,6 +269,7 @@ def ocnopt(
         beta=beta,
         value_beta=value_beta,
         value_update=value_update,
+        equilibrium=equilibrium,
         factor=factor,
         groups=groups,
         momentum=momentum,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ocresnet.control import stages
 from ocresnet.control.curvature.protocol import Curvature, Entries, Metric
-from ocresnet.systems import taps
+from ocresnet.systems import layers, taps
 from ocresnet.systems.fold import advance
 from ocresnet.systems.system import PyTree, Segment, Stage, System
 from ocresnet.systems.taps import Reading
@@ -143,14 +143,14 @@ def _squares(
     """<g_i, M^-1 g_i> of every sample, [batch, players].
 
     None where there are other columns, or where M or the stage has no such form: arrays that no
-    layer owns, layers that are read more than once.
+    layer owns, layers that are read more than once, or that M couples.
     """
     params = samples.stage.params
     columns, batch = jax.tree.leaves(samples.next_costates)[0].shape[:2]
     if columns > 1 or segment.tied or not segment.layers:
         return None
     recording, owned = {}, 0
-    for path in segment.layers:
+    for path in layers.one_by_one(segment.layers):
         leaves = _at(params, path)
         owned += len(leaves)
         full_path = "/".join(filter(None, (segment.name, path)))

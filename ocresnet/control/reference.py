@@ -15,8 +15,13 @@ Notation (every vector flat)
     Q_x  = f_x^T (V_x' + V_xx' f_theta s)         Q_theta  = f_theta^T (V_x' + V_xx' f_theta s)
     Q_xx = f_x^T V_xx' f_x                        Q_theta_x = f_theta^T V_xx' f_x
     Q_theta_theta = M / eta + f_theta^T V_xx' f_theta
-    u(dx) = k + K dx,   k = -Q_theta_theta^-1 Q_theta,   K = -Q_theta_theta^-1 Q_theta_x
-    V_x  = Q_x + Q_theta_x^T k                    V_xx = Q_xx + Q_theta_x^T K
+    u(dx) = k + K dx,   k = -D^-1 Q_theta,   K = -D^-1 Q_theta_x,   D = Q_theta_theta
+    V_x  = Q_x + Q_theta_x^T k + K^T (Q_theta + Q_theta_theta k)
+    V_xx = Q_xx + Q_theta_x^T K + K^T (Q_theta_x + Q_theta_theta K)
+
+V is what any policy leaves; that of the minimum makes the brackets vanish. Where the control is
+divided among players who each minimise Q alone, the others held at u = 0 (a Nash equilibrium,
+`games.py`), D is Q_theta_theta without the blocks between players.
 
 The fast code never forms any of these: V_xx = kappa G N G^T has low rank (`value.py`).
 """
@@ -75,14 +80,16 @@ def decide(
     after: Value,
     curvature: Array,
     drift: Array,
+    players: Array | None = None,
 ) -> tuple[Policy, Value]:
-    """The minimum of Q_k, and what it leaves: V_k.
+    """The minimum of Q_k, or that of every player alone, and what it leaves: V_k.
 
     Args:
       f, theta, x: of the stage.
       after: V_k+1.
       curvature: M_k / eta.
       drift: s_k.
+      players: whose each number of the control is, [m]; None: they minimise Q_k together.
     """
     _, pull_back = jax.vjp(f, theta, x)
 
@@ -101,13 +108,22 @@ def decide(
     _, Q_xx = jax.vmap(second_order, (None, 0))(no_theta, units[1])
     Q_theta_theta = curvature + gauss_newton
 
-    k = -jnp.linalg.solve(Q_theta_theta, Q_theta)
-    K = -jnp.linalg.solve(Q_theta_theta, Q_theta_x)
-    return Policy(k, K), Value(Q_x + Q_theta_x.T @ k, Q_xx + Q_theta_x.T @ K)
+    decided = Q_theta_theta
+    if players is not None:
+        decided = jnp.where(players[:, None] == players, Q_theta_theta, 0)
+    k = -jnp.linalg.solve(decided, Q_theta)
+    K = -jnp.linalg.solve(decided, Q_theta_x)
+    V_x = Q_x + Q_theta_x.T @ k + K.T @ (Q_theta + Q_theta_theta @ k)
+    V_xx = Q_xx + Q_theta_x.T @ K + K.T @ (Q_theta_x + Q_theta_theta @ K)
+    return Policy(k, K), Value(V_x, V_xx)
 
 
 def bellman(
-    chain: Chain, last: Value, curvature: Sequence[Array], drift: Sequence[Array]
+    chain: Chain,
+    last: Value,
+    curvature: Sequence[Array],
+    drift: Sequence[Array],
+    players: Sequence[Array] | None = None,
 ) -> tuple[list[Policy], list[Value]]:
     """Solve the Bellman equation backward from the last state.
 
@@ -116,6 +132,7 @@ def bellman(
       last: V_x and V_xx of the last state.
       curvature: M_k / eta of every stage, [m, m].
       drift: s_k of every stage, [m].
+      players: whose each number of every stage's control is, [m]; None: they play together.
 
     Returns:
       The policies of all stages, and the values of all states.
@@ -124,7 +141,8 @@ def bellman(
     values = [last]
     for k in reversed(range(len(chain.functions))):
         stage = chain.functions[k], chain.controls[k], chain.states[k]
-        policy, value = decide(*stage, values[0], curvature[k], drift[k])
+        divided = None if players is None else players[k]
+        policy, value = decide(*stage, values[0], curvature[k], drift[k], divided)
         policies.insert(0, policy)
         values.insert(0, value)
     return policies, values

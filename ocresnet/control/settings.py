@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 
 from ocresnet.control.curvature.protocol import Curvature, Entries
+from ocresnet.control.games import nash
 from ocresnet.control.linearize import Keep
 from ocresnet.control.value import Decision, clipped, joint_minimum
 from ocresnet.costs import Factor
@@ -17,8 +18,13 @@ Array = jax.Array
 Feedback = Literal["none", "per_sample", "stacked", "joint"]
 RolloutKind = Literal["nonlinear", "linear"]
 ValueUpdate = Literal["exact", "clipped"]
+Equilibrium = Literal["cooperative", "nash"]
 
-DECISIONS: dict[str, Decision] = {"exact": joint_minimum, "clipped": clipped}
+DECISIONS: dict[tuple[Equilibrium, ValueUpdate], Decision] = {
+    ("cooperative", "exact"): joint_minimum,
+    ("cooperative", "clipped"): clipped,
+    ("nash", "exact"): nash,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Settings:
     beta: float | Array = 1.0
     value_beta: float | Array | None = None
     value_update: ValueUpdate | Decision = "exact"
+    equilibrium: Equilibrium = "cooperative"
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
@@ -43,6 +50,7 @@ class Settings:
             ("feedback", Feedback),
             ("rollout", RolloutKind),
             ("value_update", ValueUpdate),
+            ("equilibrium", Equilibrium),
             ("factor", Factor),
         ):
             value, allowed = getattr(self, name), get_args(kind)
@@ -68,6 +76,12 @@ class Settings:
                 "value_update 'clipped' is defined for a single factor: use it with feedback "
                 "'stacked' or 'per_sample' and factor 'gradient' or 'sampled'."
             )
+        if self.equilibrium == "nash" and self.value_update != "exact":
+            raise ValueError(
+                "equilibrium 'nash' needs value_update 'exact': with 'clipped' no policy counts on "
+                "its own player, so that both equilibria are the same, and a function decides for "
+                "itself what is played."
+            )
 
     @property
     def weight_of_value(self) -> float | Array:
@@ -77,7 +91,9 @@ class Settings:
     @property
     def decision(self) -> Decision:
         """What a stage decides."""
-        return self.value_update if callable(self.value_update) else DECISIONS[self.value_update]
+        if callable(self.value_update):
+            return self.value_update
+        return DECISIONS[self.equilibrium, self.value_update]
 
     @property
     def inactive(self) -> bool:

@@ -13,7 +13,7 @@ Notation
     P_k             the factors pulled back to theta_k, one column each
     p_k             P_k^T s_k, what the drift does to the factors
     omega_k         coordinates of a vector in the columns of the problem
-    N_k             [F, F], symmetric, eigenvalues in (0, 1]
+    N_k             [F, F], symmetric, eigenvalues in (0, 1] (of `joint_minimum`)
 
 With the second derivatives of f dropped (Gauss-Newton), V_xx = kappa N' applied to G' at stage k+1
 gives Q_theta,x = kappa P N' G^T and Q_theta,theta = M / eta + kappa P N' P^T. Everything that the
@@ -27,9 +27,11 @@ columns C_k are (g_k, P_k), or P_k alone if the gradient lies in its span:
     policy:  u(dx) = -eta M^-1 C (omega + [kappa N G^T dx]_P)
 
 Seen from a stage, its own drift is a deviation like those that come from before: p adds to G^T dx.
-The players of a stage (`Segment.players`) have a Gram matrix each; M is block diagonal over them.
-`joint_minimum` decides for all of them at once. What a stage decides, and what that leaves of the
-value function, is one function, a `Decision`: another one makes another game of it.
+The players of a stage (`Segment.players`) have a Gram matrix each, Gamma_n = eta C_n^T (M^-1 C)_n.
+`joint_minimum` decides for all of them at once; it needs no more than their sum, and M may couple
+the players. What a stage decides, and what that leaves of the value function, is one function, a
+`Decision`: another one makes another game of it (`games.py`), where M is block diagonal over the
+players.
 """
 
 from collections.abc import Callable
@@ -59,7 +61,7 @@ class Policy(NamedTuple):
 
     Attributes:
       weights: [players, C]; of all stages [stages, players, C].
-      gains: [players, F, F], symmetric, eigenvalues in [0, 1]; of all [stages, players, F, F].
+      gains: [players, F, F], symmetric, at least 0; of all [stages, players, F, F].
     """
 
     weights: Array

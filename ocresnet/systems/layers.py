@@ -5,6 +5,7 @@ kernels and 1x1 projections are [in, out]. Parameters and statistics keep their 
 in training); activations are computed in the dtype of `x`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,66 @@ class Convolution:
 
 dense = Dense()
 """The one dense layer there is: it has no settings."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Affine layers that act in one stage, none on another's output: the players' parts of it.
+
+    Called with a dictionary of the layers' parameters by name, and one of their inputs by label; it
+    returns a dictionary of their outputs by name. For taps and for the curvature it is one layer.
+
+    Attributes:
+      layers: (name, layer) of each.
+      reads: the label of each layer's input; equal labels are the same input.
+
+    Raises:
+      ValueError: for names that are no identifiers or equal, or not one label a layer.
+
+    Example:
+      >>> branches = Parallel((("branch_1", dense), ("pool", dense)), reads=("x", "pooled"))
+      >>> y = branches(params, {"x": x, "pooled": max_pool(x, 3, 1)})["pool"]
+    """
+
+    layers: tuple[tuple[str, Dense | Convolution], ...]
+    reads: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        identifiers = all(name.isidentifier() for name in self.names)
+        if not self.layers or not identifiers or len(set(self.names)) < len(self.layers):
+            raise ValueError(
+                f"parallel layers need different names of letters, digits and underscores, but got "
+                f"{self.names}."
+            )
+        if len(self.reads) != len(self.layers):
+            raise ValueError(
+                f"{len(self.layers)} parallel layers need as many labels of what they read, but "
+                f"got {self.reads}."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers, in order."""
+        return tuple(name for name, _ in self.layers)
+
+    def __call__(self, params: Params, inputs: dict[str, Array]) -> dict[str, Array]:
+        outputs = {
+            name: layer(params[name], inputs[label])
+            for (name, layer), label in zip(self.layers, self.reads, strict=True)
+        }
+        return taps.record(params, self, inputs, outputs)
+
+
+def one_by_one(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Declared layers (`Segment.layers`) by their paths, parallel ones each by its own."""
+    result: dict[str, Any] = {}
+    for path, layer in declared.items():
+        if isinstance(layer, Parallel):
+            parts = {"/".join(filter(None, (path, name))): part for name, part in layer.layers}
+            result.update(parts)
+        else:
+            result[path] = layer
+    return result
 
 
 def _with_bias(params: Params, y: Array) -> Array:

@@ -115,8 +115,8 @@ class Segment:
       times: t_k of every transition; None: their indices.
       layers: the affine layers among the segment's own parameters, each read once by a transition
         or its output, by their path in the parameters of one transition (as in
-        "residual/convolution_1"; "" where these are the layer's). What no layer is declared for is
-        known as arrays alone.
+        "residual/convolution_1"; "" where these are the layer's), or `layers.Parallel` of several,
+        by the path of what holds them. What no layer is declared for is known as arrays alone.
       players: entries of the segment's own parameters that decide for themselves, where control is
         a game; what is not named is one player, the first.
     """
@@ -141,6 +141,8 @@ class Segment:
                 f"segment {self.name!r} has {len(self.times)} times, but {self.transitions} "
                 "transitions: each needs one."
             )
+        if len(set(self.players)) < len(self.players):
+            raise ValueError(f"segment {self.name!r} names a player twice: {self.players}.")
 
     @property
     def transitions(self) -> int:

@@ -13,7 +13,7 @@ segment is scanned, and summed over the depths where parameters are read several
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
-Rule = Callable[[PyTree, "Reading"], PyTree]
-"""(arrays, what the layer read and got back) -> a tree like `arrays`: what is recorded."""
+Rule = Callable[[PyTree, Any], PyTree]
+"""(arrays, the `Reading` or `ParallelReading`) -> a tree like `arrays`: what is recorded."""
 
 TAP = "tap"
 
@@ -68,6 +68,20 @@ class AffineLayer(Protocol):
         ...
 
 
+class ParallelLayers(Protocol):
+    """Affine layers that are recorded together, as `layers.Parallel` has them; hashable."""
+
+    @property
+    def layers(self) -> tuple[tuple[str, AffineLayer], ...]:
+        """(name, layer) of each."""
+        ...
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The label of each layer's input."""
+        ...
+
+
 class Reading(NamedTuple):
     """One use of an affine layer, as its backward pass sees it.
 
@@ -80,8 +94,8 @@ class Reading(NamedTuple):
 
     layer: AffineLayer
     with_bias: bool
-    inputs: Array
-    output_gradients: Array
+    inputs: PyTree = None
+    output_gradients: PyTree = None
 
     def rows(self) -> tuple[Array, Array]:
         """x [batch, locations, rows_in] and delta [batch, locations, channels_out], at least
@@ -94,44 +108,72 @@ class Reading(NamedTuple):
         return x, delta
 
 
-def record(params: PyTree, layer: AffineLayer, x: Array, y: Array) -> Array:
+class ParallelReading(NamedTuple):
+    """One use of parallel layers.
+
+    Attributes:
+      layer: what reads.
+      with_bias: whether each of its layers has a bias.
+      inputs: by label.
+      output_gradients: by name.
+    """
+
+    layer: ParallelLayers
+    with_bias: tuple[bool, ...]
+    inputs: PyTree = None
+    output_gradients: PyTree = None
+
+    def parts(self) -> dict[str, Reading]:
+        """What each layer read and got back, by its name."""
+        labelled = zip(self.layer.layers, self.with_bias, self.layer.reads, strict=True)
+        return {
+            name: Reading(layer, with_bias, self.inputs[label], self.output_gradients[name])
+            for (name, layer), with_bias, label in labelled
+        }
+
+
+def record(params: PyTree, layer: AffineLayer | ParallelLayers, x: PyTree, y: PyTree) -> PyTree:
     """y itself; where the layer has a tap, its backward pass records.
 
     Args:
       params: of the layer.
-      layer: what reads them.
-      x: the layer's input, [batch, ...].
-      y: the layer's output, [batch, ..., channels_out].
+      layer: what reads them; parallel layers are one.
+      x: the layer's input, [batch, ...]; of parallel layers, by label.
+      y: the layer's output, [batch, ..., channels_out]; of parallel layers, by name.
     """
     if TAP not in params:
         return y
+    reading: Reading | ParallelReading
+    if isinstance(y, dict):
+        with_bias = tuple("bias" in params[name] for name in y)
+        reading = ParallelReading(cast(ParallelLayers, layer), with_bias)
+    else:
+        reading = Reading(cast(AffineLayer, layer), "bias" in params)
     tap = params[TAP]
-    with_bias = "bias" in params
-    return _record(tap.rule, layer, with_bias, tap.arrays, jax.lax.stop_gradient(x), y)
+    return _record(tap.rule, reading, tap.arrays, jax.lax.stop_gradient(x), y)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _record(
-    rule: Rule, layer: AffineLayer, with_bias: bool, arrays: PyTree, x: Array, y: Array
-) -> Array:
+    rule: Rule, reading: Reading | ParallelReading, arrays: PyTree, x: PyTree, y: PyTree
+) -> PyTree:
     return y
 
 
 def _forward(
-    rule: Rule, layer: AffineLayer, with_bias: bool, arrays: PyTree, x: Array, y: Array
-) -> tuple[Array, tuple[PyTree, Array]]:
+    rule: Rule, reading: Reading | ParallelReading, arrays: PyTree, x: PyTree, y: PyTree
+) -> tuple[PyTree, tuple[PyTree, PyTree]]:
     return y, (arrays, x)
 
 
 def _backward(
     rule: Rule,
-    layer: AffineLayer,
-    with_bias: bool,
-    residuals: tuple[PyTree, Array],
-    delta: Array,
-) -> tuple[PyTree, None, Array]:
+    reading: Reading | ParallelReading,
+    residuals: tuple[PyTree, PyTree],
+    delta: PyTree,
+) -> tuple[PyTree, None, PyTree]:
     arrays, x = residuals
-    return rule(arrays, Reading(layer, with_bias, x, delta)), None, delta
+    return rule(arrays, reading._replace(inputs=x, output_gradients=delta)), None, delta
 
 
 _record.defvjp(_forward, _backward)

@@ -10,10 +10,11 @@ import jax
 import optax
 
 from ocresnet.control import curvature as curvatures
-from ocresnet.control.curvature import Curvature, Moments
+from ocresnet.control.checks import check_curvature
+from ocresnet.control.curvature import Coupling, Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.settings import Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.control.settings import Equilibrium, Feedback, RolloutKind, Settings, ValueUpdate
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -31,7 +32,7 @@ CURVATURES: dict[str, Callable[..., Curvature]] = {
     "ekfac": curvatures.ekfac,
 }
 
-SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments")
+SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments", "coupling")
 """What some curvature can be told; each has its own defaults."""
 
 
@@ -49,6 +50,8 @@ class CurvatureOptimizer(Optimizer):
       factor_every: updates between two estimates of K-FAC's and EKFAC's factors.
       eigen_every: updates between two estimates of their eigenvectors.
       moments: EKFAC's second moments are those of the batch's gradient, or of every example's.
+      coupling: whether parallel layers, as the players of a stage have them, share K-FAC's and
+        EKFAC's factors: not at all, those that read the same input, or all (the papers' form).
     """
 
     schedule: ScheduleName = "cosine"
@@ -59,6 +62,7 @@ class CurvatureOptimizer(Optimizer):
     factor_every: int | None = None
     eigen_every: int | None = None
     moments: Moments | None = None
+    coupling: Coupling | None = None
 
     @property
     @abstractmethod
@@ -77,7 +81,7 @@ class CurvatureOptimizer(Optimizer):
                     f"{name} is {value!r}, but curvature {self.curvature_name!r} has no such "
                     f"setting: {of}."
                 )
-            if name != "moments":
+            if name not in ("moments", "coupling"):
                 require(name, value, is_number(value), "a number")
         self.curvature_of_controls()
 
@@ -143,6 +147,7 @@ class OCNOpt(CurvatureOptimizer):
       beta: weight of the terminal curvature in the feedback.
       value_beta: weight of the terminal curvature in the value function; None: that of `beta`.
       value_update: exact, or as in the papers, clipped where it would become negative.
+      equilibrium: what the players of a stage play: its joint minimum, or each for itself (Nash).
       factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
@@ -155,6 +160,7 @@ class OCNOpt(CurvatureOptimizer):
     beta: float = 1.0
     value_beta: float | None = None
     value_update: ValueUpdate = "exact"
+    equilibrium: Equilibrium = "cooperative"
     factor: Factor = "gradient"
     groups: int = 1
 
@@ -166,6 +172,7 @@ class OCNOpt(CurvatureOptimizer):
         super().__post_init__()
         require_one_of("value_update", self.value_update, get_args(ValueUpdate))
         Settings(**self.choices(1))
+        check_curvature(self.curvature_of_controls(), self.equilibrium)
 
     @property
     def curvature_name(self) -> CurvatureName:
@@ -178,6 +185,7 @@ class OCNOpt(CurvatureOptimizer):
             "beta": self.beta,
             "value_beta": self.value_beta,
             "value_update": self.value_update,
+            "equilibrium": self.equilibrium,
             "factor": self.factor,
             "groups": -(-self.groups // devices),
         }

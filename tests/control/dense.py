@@ -136,15 +136,18 @@ def bellman(
     curvature: Matrices,
     value_update: str = "exact",
     drift: Matrices | None = None,
+    players: Matrices | None = None,
 ) -> Solution:
     """Solve the Bellman equation backward from (V_x, V_xx) of the last state; `curvature` is A, and
-    the drift is known to "exact" alone."""
+    drift and players (of a Nash equilibrium) are known to "exact" alone."""
     policies, values = [], [value]
     drift = [np.zeros(len(A)) for A in curvature] if drift is None else drift
-    for (f_theta, f_x), A, s in zip(jacobians[::-1], curvature[::-1], drift[::-1], strict=True):
+    for k in reversed(range(len(jacobians))):
+        (f_theta, f_x), A, s = jacobians[k], curvature[k], drift[k]
         V_x, V_xx = values[-1]
         if value_update == "exact":
-            policy, value = exact_decision(f_theta, f_x, Value(V_x, V_xx), A, s)
+            divided = None if players is None else players[k]
+            policy, value = exact_decision(f_theta, f_x, Value(V_x, V_xx), A, s, divided)
         else:
             Q_theta, Q_theta_x = f_theta.T @ V_x, f_theta.T @ V_xx @ f_x
             policy = -np.linalg.solve(A, Q_theta), -np.linalg.solve(A, Q_theta_x)
@@ -158,10 +161,14 @@ def bellman(
 
 
 @jax.jit
-def exact_decision(f_theta, f_x, value, curvature, drift):
+def exact_decision(f_theta, f_x, value, curvature, drift, players=None):
     """That of the reference, for linear dynamics."""
     start = jnp.zeros(f_theta.shape[1]), jnp.zeros(f_x.shape[1])
-    return decide(lambda theta, x: f_theta @ theta + f_x @ x, *start, value, curvature, drift)
+
+    def f(theta, x):
+        return f_theta @ theta + f_x @ x
+
+    return decide(f, *start, value, curvature, drift, players)
 
 
 def walk(problem: Chain, decide: Callable[[int, np.ndarray], np.ndarray], rollout: str) -> Matrices:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from ocresnet.control.curvature.protocol import CurvatureState
 from ocresnet.control.optimizer import ocnopt
@@ -217,8 +218,12 @@ def setting(network: str, cost: str = "cross_entropy", batch: int = BATCH) -> Se
         "shared heads": partial(exits_problem, "shared"),
         "own heads": partial(exits_problem, "own"),
     }[network](cost)
-    params = random_params(problem)
     data = random_batch(batch, 9 if network == "convolutions" else 4)
+    return setting_of(problem, random_params(problem), data)
+
+
+def setting_of(problem: Problem, params: Any, data: tuple[jax.Array, jax.Array]) -> Setting:
+    """A problem around these parameters, with a random curvature."""
     gradient = quick_jit(jax.grad(lambda params: objective(problem, params, {}, *data)))(params)
     dense = chain(problem, params, data)
     return Setting(problem, params, data, gradient, dense, *full_curvature(problem, params))
@@ -246,6 +251,20 @@ def stepper(case: Setting, nominal: Any = None, **choices: Any) -> Callable:
         return changes, state[0].info
 
     return step
+
+
+def dense_curvature(case: Setting, entries: Any) -> list[np.ndarray]:
+    """M of every stage, from what M^-1 makes of every unit vector."""
+    vector, unravel = ravel_pytree(case.params)
+    inverse = quick_jit(
+        jax.vmap(lambda unit: ravel_pytree(case.curvature.solve(entries, unravel(unit)))[0])
+    )(jnp.eye(vector.size))
+    stages = split(case.problem.system, unravel(jnp.arange(float(vector.size))))
+    blocks = [np.asarray(inverse)[np.ix_(*[stage.astype(int)] * 2)] for stage in stages]
+    np.testing.assert_allclose(
+        sum((block**2).sum() for block in blocks), (np.asarray(inverse) ** 2).sum(), rtol=1e-12
+    )
+    return [np.linalg.inv(block) for block in blocks]
 
 
 def of_sample(case: Setting, sample: int) -> list[tuple[np.ndarray, np.ndarray]]:

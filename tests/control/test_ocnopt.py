@@ -189,7 +189,7 @@ WRONG = {
     "the labels have shape (4, 3) like the logits, but must be whole numbers": {
         "update": {"batch": (np.zeros((4, 4), np.float32), ONE_HOT)}
     },
-    "segment 'run' has a player 'branch', which its parameters do not have": {
+    "the player 'branch' has no part in the stages of segment 'run': players share a stage": {
         "problem": with_player("branch")
     },
     "learning_rate is 0, but must be a positive number": {"learning_rate": 0},

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from ocresnet.control.curvature import diagonal, ekfac, identity, kfac
 from ocresnet.control.optimizer import ocnopt
@@ -20,6 +19,7 @@ from tests.control.networks import (
     ETA,
     Setting,
     assert_changes,
+    dense_curvature,
     of_sample,
     setting,
     updates,
@@ -98,20 +98,6 @@ def test_without_exits_and_with_squared_errors(factor):
 
 
 # What the curvature is made of
-
-
-def dense_curvature(case: Setting, entries: Any) -> list[np.ndarray]:
-    """M of every stage, from what M^-1 makes of every unit vector."""
-    vector, unravel = ravel_pytree(case.params)
-    inverse = quick_jit(
-        jax.vmap(lambda unit: ravel_pytree(case.curvature.solve(entries, unravel(unit)))[0])
-    )(jnp.eye(vector.size))
-    stages = split(case.problem.system, unravel(jnp.arange(float(vector.size))))
-    blocks = [np.asarray(inverse)[np.ix_(*[stage.astype(int)] * 2)] for stage in stages]
-    np.testing.assert_allclose(
-        sum((block**2).sum() for block in blocks), (np.asarray(inverse) ** 2).sum(), rtol=1e-12
-    )
-    return [np.linalg.inv(block) for block in blocks]
 
 
 def step_and_entries(case: Setting) -> Any:

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.layers import one_by_one
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Execution
@@ -33,9 +34,9 @@ def declared_layers(architecture):
             segment.length if segment.stacked else None,
         )
         for segment in system.segments
-        for path, layer in segment.layers.items()
+        for path, layer in one_by_one(segment.layers).items()
     }
-    return own | {path: (layer, None) for path, layer in system.shared_layers.items()}
+    return own | {path: (layer, None) for path, layer in one_by_one(system.shared_layers).items()}
 
 
 def at(tree, path):

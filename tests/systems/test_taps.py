@@ -201,3 +201,68 @@ def test_in_a_system(rng, shared, unroll, remat):
         assert_records(arrays, with_ones(states[k + 1]), deltas[k + 1])
     if shared:
         assert_records(record["mix"], np.concatenate(states[:4]), np.concatenate(deltas))
+
+
+def test_parallel_layers_record_as_one(rng):
+    """Each part sees what the layer alone would see, with equal labels for the same input."""
+    layer = layers.Parallel(
+        (("one", layers.dense), ("other", layers.dense), ("window", layers.Convolution())),
+        reads=("x", "pooled", "x"),
+    )
+    shapes = {"one": (2, 4), "other": (3, 2), "window": (3, 3, 2, 4)}
+    params = {name: {"kernel": rng.normal(size=shape)} for name, shape in shapes.items()}
+    params["other"]["bias"] = rng.normal(size=2)
+    inputs = {"x": rng.normal(size=(BATCH, 5, 6, 2)), "pooled": rng.normal(size=(BATCH, 5, 6, 3))}
+    deltas = {name: rng.normal(size=(BATCH, 5, 6, shapes[name][-1])) for name in shapes}
+
+    def by_part(arrays, reading):
+        return {name: outer_sums(arrays[name], part) for name, part in reading.parts().items()}
+
+    def cost(params, apply):
+        y = apply(params["layer"], inputs)
+        return sum(jnp.sum(deltas[name] * y[name]) for name in shapes)
+
+    def alone(params, inputs):
+        return {
+            name: part(params[name], inputs[label])
+            for (name, part), label in zip(layer.layers, layer.reads, strict=True)
+        }
+
+    own_taps = {"one": tap(2, 4), "other": tap(4, 2), "window": tap(18, 4)}
+    together = Tap({name: own.arrays for name, own in own_taps.items()}, by_part)
+    plain, tapped, record = recorded(
+        lambda params: cost(params, layer), {"layer": params}, {"layer": together}
+    )
+    alone_taps = {f"layer/{name}": own for name, own in own_taps.items()}
+    separate, _, wanted = recorded(
+        lambda params: cost(params, alone), {"layer": params}, alone_taps
+    )
+    assert plain == tapped == separate
+    for name in shapes:
+        assert np.abs(wanted[f"layer/{name}"]["gradient"]).max() > 0.1
+        jax.tree.map(np.testing.assert_array_equal, record["layer"][name], wanted[f"layer/{name}"])
+
+
+def test_declared_layers_one_by_one():
+    kernel = layers.Convolution()
+    parallel = layers.Parallel((("a", layers.dense), ("b", kernel)), reads=("x", "x"))
+    assert layers.one_by_one({"": parallel}) == {"a": layers.dense, "b": kernel}
+    assert layers.one_by_one({"": kernel, "branch/deep": parallel}) == {
+        "": kernel,
+        "branch/deep/a": layers.dense,
+        "branch/deep/b": kernel,
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "reads", "message"),
+    [
+        (("a", "a"), ("x", "x"), "different names"),
+        (("a", "b/c"), ("x", "x"), "different names"),
+        ((), (), "different names"),
+        (("a", "b"), ("x",), "as many labels"),
+    ],
+)
+def test_impossible_parallel_layers_are_refused(names, reads, message):
+    with pytest.raises(ValueError, match=message):
+        layers.Parallel(tuple((name, layers.dense) for name in names), reads)

@@ -8,8 +8,11 @@
 Each serves `ocnopt(curvature=...)`, and alone, without control, `scale_by_curvature`.
 """
 
+from typing import get_args
+
 from ocresnet.control.curvature.diagonal import Diagonal, Identity
 from ocresnet.control.curvature.kronecker import Kronecker, Moments
+from ocresnet.control.curvature.kronecker_layers import Coupling
 from ocresnet.control.curvature.protocol import Curvature
 
 __all__ = ["Curvature", "diagonal", "ekfac", "identity", "kfac"]
@@ -36,7 +39,11 @@ def diagonal(decay: float = 0.99, epsilon: float = 1e-8) -> Curvature:
 
 
 def kfac(
-    damping: float = 1e-3, decay: float = 0.95, factor_every: int = 10, eigen_every: int = 100
+    damping: float = 1e-3,
+    decay: float = 0.95,
+    factor_every: int = 10,
+    eigen_every: int = 100,
+    coupling: Coupling | None = None,
 ) -> Curvature:
     """M = A (x) G for every dense or convolutional layer.
 
@@ -45,12 +52,17 @@ def kfac(
       decay: of the moving averages of A and G.
       factor_every: updates between two estimates of A and G; each costs a backward pass.
       eigen_every: updates between two eigendecompositions.
+      coupling: of parallel layers, as the players of a stage have them. "separate": A and G for
+        every layer. "concatenated": layers of one kind that read the same input are one layer with
+        the channels of all. "schur": one A and one G for all of them, the papers' form. None:
+        "concatenated"; in a Nash equilibrium, where M must be block diagonal over the players,
+        "separate" (`kronecker_layers.py`).
 
     Raises:
       ValueError: for an impossible setting, saying what is allowed.
     """
-    _check(damping, decay, factor_every, eigen_every)
-    return Kronecker(damping, decay, factor_every, eigen_every, corrected=False)
+    _check(damping, decay, factor_every, eigen_every, coupling)
+    return Kronecker(damping, decay, factor_every, eigen_every, corrected=False, coupling=coupling)
 
 
 def ekfac(
@@ -59,6 +71,7 @@ def ekfac(
     factor_every: int = 10,
     eigen_every: int = 100,
     moments: Moments = "batch",
+    coupling: Coupling | None = None,
 ) -> Curvature:
     """K-FAC's eigenvectors, with second moments of the gradient as eigenvalues.
 
@@ -71,22 +84,40 @@ def ekfac(
         products of matrices each; "per_example": m averages the mean square of the single samples'
         rotated gradients, at every estimate of A and G (of a layer that is read at several depths,
         the sum of its squares at each).
+      coupling: of parallel layers, as for `kfac`; m is that of whatever has factors together.
 
     Raises:
       ValueError: for an impossible setting, saying what is allowed.
     """
-    _check(damping, decay, factor_every, eigen_every)
+    _check(damping, decay, factor_every, eigen_every, coupling)
     if moments not in ("batch", "per_example"):
         raise ValueError(f"moments is {moments!r}, but must be one of batch, per_example.")
-    return Kronecker(damping, decay, factor_every, eigen_every, corrected=True, moments=moments)
+    return Kronecker(
+        damping,
+        decay,
+        factor_every,
+        eigen_every,
+        corrected=True,
+        moments=moments,
+        coupling=coupling,
+    )
 
 
-def _check(damping: float, decay: float, factor_every: int, eigen_every: int) -> None:
+def _check(
+    damping: float,
+    decay: float,
+    factor_every: int,
+    eigen_every: int,
+    coupling: Coupling | None,
+) -> None:
     require("damping", damping, damping > 0, "positive")
     require("decay", decay, 0 <= decay < 1, "in [0, 1)")
     for name, value in (("factor_every", factor_every), ("eigen_every", eigen_every)):
         whole = isinstance(value, int) and value >= 1
         require(name, value, whole, "a whole number, at least 1")
+    if coupling is not None and coupling not in get_args(Coupling):
+        allowed = ", ".join(get_args(Coupling))
+        raise ValueError(f"coupling is {coupling!r}, but must be one of {allowed}, or None.")
 
 
 def require(name: str, value: float, holds: bool, what: str) -> None:

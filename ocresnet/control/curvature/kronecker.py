@@ -14,19 +14,32 @@ Notation (one affine layer: dense, convolution, projection; W its kernel with th
 
 Martens and Grosse 2015; Grosse and Martens 2016 (convolutions); George et al. 2018 (EKFAC). The
 expectation is over the samples of a batch with their own labels (empirical Fisher). A layer that is
-read at several depths counts each of them as a location. Arrays that no layer owns (normalisation,
-what a system declares no layer for) get EKFAC's formula in their own
-coordinates, D / (m + damping). Everything here is at least float32, whatever the activations are.
+read at several depths counts each of them as a location. Parallel layers, as the players of a stage
+have them, may have factors in common (`kronecker_layers.py`). Arrays that no layer owns
+(normalisation, what a system declares no layer for) get EKFAC's formula in their own coordinates,
+D / (m + damping). Everything here is at least float32, whatever the activations are.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ocresnet.control.curvature.kronecker_layers import (
+    Coupling,
+    Layer,
+    empty_layer,
+    layer_leaves,
+    layer_matrix,
+    make_taps,
+    members,
+    records,
+    rotate,
+    rotate_back,
+    shapes,
+)
 from ocresnet.control.curvature.protocol import (
     CurvatureState,
     Entries,
@@ -39,37 +52,10 @@ from ocresnet.control.curvature.protocol import (
     unflatten,
 )
 from ocresnet.systems.system import PyTree, System
-from ocresnet.systems.taps import Reading, Tap
 
 Array = jax.Array
 
 Moments = Literal["batch", "per_example"]
-
-
-class AffineLayer(NamedTuple):
-    """Shape of a layer's kernel, whether it has a bias, and whether it is stacked along depth."""
-
-    kernel_shape: tuple[int, ...]
-    with_bias: bool
-    stacked: bool
-
-
-class Layer(NamedTuple):
-    """Curvature of an affine layer; in a stacked segment every array has a leading axis [length].
-
-    Attributes:
-      inputs: A.
-      outputs: G.
-      input_basis: U_A.
-      output_basis: U_G.
-      moments: EKFAC: m; K-FAC: the product of the damped eigenvalues.
-    """
-
-    inputs: Array
-    outputs: Array
-    input_basis: Array
-    output_basis: Array
-    moments: Array
 
 
 @dataclass(frozen=True)
@@ -82,17 +68,16 @@ class Kronecker:
     eigen_every: int
     corrected: bool
     moments: Moments = "batch"
+    coupling: Coupling | None = None
     needs_statistics: bool = True
 
     def init(self, system: System, params: PyTree) -> CurvatureState:
-        layers = affine_layers(system, params)
-        entries: Entries = {}
+        factored = shapes(system, params, self.coupling or "concatenated")
+        entries: Entries = {path: empty_layer(shape) for path, shape in factored.items()}
+        owned = {own for path in factored for own in members(path)[0]}
         for path, leaf in flatten(params).items():
-            layer = path.rpartition("/")[0]
-            if layer not in layers:
+            if path.rpartition("/")[0] not in owned:
                 entries[path] = moments_like(leaf)
-            elif path.endswith("/kernel"):
-                entries[layer] = _init_layer(layers[layer], moments_like(leaf).dtype)
         return CurvatureState(jnp.zeros((), jnp.int32), entries)
 
     def update(
@@ -142,7 +127,9 @@ class Kronecker:
                 solved[path] = (leaf / (entry + self.damping)).astype(leaf.dtype)
         return unflatten(solved, tree)
 
-    def metric(self, entries: Entries, path: str, with_bias: bool) -> Metric:
+    def metric(self, entries: Entries, path: str, with_bias: bool) -> Metric | None:
+        if path not in entries:  # one of several coupled layers
+            return None
         layer = entries[path]
         damping = self.damping if self.corrected else 0.0
         return Metric(layer.input_basis, layer.output_basis, 1 / (layer.moments + damping))
@@ -151,11 +138,10 @@ class Kronecker:
         self, layers: dict[str, Layer], batch_size: int, statistics: Statistics, decay: Array
     ) -> dict[str, Layer]:
         per_example = self.corrected and self.moments == "per_example"
-        taps = {path: _tap(layer, per_example) for path, layer in layers.items()}
-        recorded = statistics(taps)
+        recorded = statistics(make_taps(layers, per_example))
         refreshed = {}
         for path, layer in layers.items():
-            record = recorded[path].arrays
+            record = records(recorded, path)
             rows = record["rows"][..., None, None]
             new = layer._replace(
                 inputs=average(layer.inputs, record["inputs"] / batch_size, decay),
@@ -186,51 +172,6 @@ class Kronecker:
         return refreshed
 
 
-def affine_layers(system: System, params: PyTree) -> dict[str, AffineLayer]:
-    """The layers that the system declares, by their path in the parameters."""
-    declared = dict.fromkeys(system.shared_layers, False)
-    for segment in system.segments:
-        for path in segment.layers:
-            declared["/".join(filter(None, (segment.name, path)))] = segment.stacked
-    flat = flatten(params)
-    return {
-        path: AffineLayer(flat[f"{path}/kernel"].shape, f"{path}/bias" in flat, stacked)
-        for path, stacked in declared.items()
-        if f"{path}/kernel" in flat
-    }
-
-
-def layer_matrix(flat: dict[str, Array], path: str, layer: Layer) -> Array:
-    """Kernel and bias of a layer as one matrix, [(length), rows_in, channels_out]."""
-    kernel = flat[f"{path}/kernel"].astype(layer.moments.dtype)
-    kernel = kernel.reshape(*layer.inputs.shape[:-2], -1, kernel.shape[-1])
-    bias = flat.get(f"{path}/bias")
-    if bias is None:
-        return kernel
-    return jnp.concatenate([kernel, bias[..., None, :].astype(kernel.dtype)], axis=-2)
-
-
-def layer_leaves(matrix: Array, flat: dict[str, Array], path: str) -> dict[str, Array]:
-    """Undo `layer_matrix`: the matrix as arrays like those in `flat`."""
-    kernel = flat[f"{path}/kernel"]
-    bias = flat.get(f"{path}/bias")
-    rows = matrix.shape[-2] - (bias is not None)
-    leaves = {f"{path}/kernel": matrix[..., :rows, :].reshape(kernel.shape).astype(kernel.dtype)}
-    if bias is not None:
-        leaves[f"{path}/bias"] = matrix[..., rows, :].astype(bias.dtype)
-    return leaves
-
-
-def rotate(layer: Layer, matrix: Array) -> Array:
-    """U_A^T D U_G."""
-    return jnp.swapaxes(layer.input_basis, -1, -2) @ matrix @ layer.output_basis
-
-
-def rotate_back(layer: Layer, matrix: Array) -> Array:
-    """U_A D U_G^T."""
-    return layer.input_basis @ matrix @ jnp.swapaxes(layer.output_basis, -1, -2)
-
-
 def require_finite(state: CurvatureState) -> None:
     """Refuse a curvature that is not finite (not for use inside a compiled function).
 
@@ -243,57 +184,6 @@ def require_finite(state: CurvatureState) -> None:
                 f"the curvature of {path} is not finite after {int(state.steps)} updates: lower "
                 "the learning rate or raise the damping."
             )
-
-
-def _init_layer(layer: AffineLayer, dtype: jnp.dtype) -> Layer:
-    leading = layer.kernel_shape[:1] if layer.stacked else ()
-    *inputs, channels = layer.kernel_shape[len(leading) :]
-    rows = math.prod(inputs) + layer.with_bias
-
-    def identity(size: int) -> Array:
-        return jnp.broadcast_to(jnp.eye(size, dtype=dtype), (*leading, size, size))
-
-    return Layer(
-        inputs=jnp.zeros((*leading, rows, rows), dtype),
-        outputs=jnp.zeros((*leading, channels, channels), dtype),
-        input_basis=identity(rows),
-        output_basis=identity(channels),
-        moments=jnp.ones((*leading, rows, channels), dtype),
-    )
-
-
-def _tap(layer: Layer, per_example: bool) -> Tap:
-    zeros = {
-        "inputs": jnp.zeros_like(layer.inputs),
-        "outputs": jnp.zeros_like(layer.outputs),
-        "rows": jnp.zeros(layer.inputs.shape[:-2], layer.inputs.dtype),
-    }
-    if not per_example:
-        return Tap(zeros, _record_factors)
-    bases = {"input_basis": layer.input_basis, "output_basis": layer.output_basis}
-    return Tap(
-        {**zeros, **bases, "moments": jnp.zeros_like(layer.moments)}, _record_factors_and_moments
-    )
-
-
-def _record_factors(arrays: PyTree, reading: Reading) -> PyTree:
-    """Sums over samples and locations of x x^T and delta delta^T, and their number."""
-    x, delta = (rows.reshape(-1, rows.shape[-1]) for rows in reading.rows())
-    rows = jnp.asarray(x.shape[0], arrays["rows"].dtype)
-    return {"inputs": x.T @ x, "outputs": delta.T @ delta, "rows": rows}
-
-
-def _record_factors_and_moments(arrays: PyTree, reading: Reading) -> PyTree:
-    """The same, and the sum over samples of (U_A^T D_i U_G)^2."""
-    x, delta = reading.rows()
-    rotated_x, rotated_delta = x @ arrays["input_basis"], delta @ arrays["output_basis"]
-    if x.shape[1] == 1:
-        moments = jnp.square(rotated_x[:, 0]).T @ jnp.square(rotated_delta[:, 0])
-    else:
-        gradients = jnp.einsum("bli,blo->bio", rotated_x, rotated_delta)
-        moments = jnp.sum(jnp.square(gradients), axis=0)
-    zeros = {name: jnp.zeros_like(arrays[name]) for name in ("input_basis", "output_basis")}
-    return {**_record_factors(arrays, reading), **zeros, "moments": moments}
 
 
 def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:

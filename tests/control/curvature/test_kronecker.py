@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ocresnet.control.curvature import diagonal, ekfac, kfac
-from ocresnet.control.curvature.kronecker import Layer, require_finite
+from ocresnet.control.curvature.kronecker import require_finite
+from ocresnet.control.curvature.kronecker_layers import Layer
 from ocresnet.control.curvature.protocol import CurvatureState
 from ocresnet.control.optimizer import scale_by_curvature
 from ocresnet.problem import Problem, objective
