@@ -30,16 +30,22 @@ from ocresnet.systems.architecture import (
     require_whole,
     whole_numbers,
 )
-from ocresnet.systems.layers import AxisName, Convolution
+from ocresnet.systems.layers import AxisName, Convolution, Parallel
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, System, Transition, Variables
 
 Array = jax.Array
 
-REDUCTIONS = {"branch_1": "x", "reduce_3": "x", "reduce_5": "x", "pool": "pooled"}
-"""The 1x1 layers of a block's first stage, and what each of them reads."""
+REDUCTIONS = Parallel(
+    tuple((name, layers.dense) for name in ("branch_1", "reduce_3", "reduce_5", "pool")),
+    reads=("x", "x", "x", "pooled"),
+)
+"""The 1x1 layers of a block's first stage; three of them read the same."""
 
-EXPANSIONS = {"branch_3": ("reduce_3", 3), "branch_5": ("reduce_5", 5)}
-"""The convolutions of its second stage: what each reads, and the side of its kernel."""
+EXPANSIONS = Parallel(
+    (("branch_3", Convolution((3, 3))), ("branch_5", Convolution((5, 5)))),
+    reads=("reduce_3", "reduce_5"),
+)
+"""The convolutions of its second stage."""
 
 BRANCHES = ("branch_1", "branch_3", "branch_5", "pool")
 """In the order of the block's channels."""
@@ -95,16 +101,14 @@ class InceptionConfig(Architecture):
                 Segment(
                     f"block_{block}_reduce",
                     _reduce,
-                    layers=dict.fromkeys(REDUCTIONS, layers.dense),
-                    players=tuple(REDUCTIONS)[1:],
+                    layers={"": REDUCTIONS},
+                    players=REDUCTIONS.names[1:],
                 ),
                 Segment(
                     f"block_{block}_expand",
                     _expand(stride),
-                    layers={
-                        name: Convolution((side, side)) for name, (_, side) in EXPANSIONS.items()
-                    },
-                    players=tuple(EXPANSIONS)[1:],
+                    layers={"": EXPANSIONS},
+                    players=EXPANSIONS.names[1:],
                 ),
             ]
         segments.append(Segment("output", _output, layers={"": layers.dense}))
@@ -122,16 +126,16 @@ class InceptionConfig(Architecture):
         channels = pairwise((self.stem_filters, *(4 * filters for filters in self.filters)))
         for block, (channels_in, _), own in zip(blocks, channels, of_blocks, strict=True):
             filters, reduced = self.filters[block], self.reduced_filters[block]
-            keys = iter(jax.random.split(own, len(REDUCTIONS) + len(EXPANSIONS)))
+            keys = iter(jax.random.split(own, len(REDUCTIONS.names) + len(EXPANSIONS.names)))
             params[f"block_{block}_reduce"] = {
                 name: _init_projection(
                     next(keys), channels_in, filters if name in BRANCHES else reduced
                 )
-                for name in REDUCTIONS
+                for name in REDUCTIONS.names
             }
             params[f"block_{block}_expand"] = {
-                name: _init_convolution(next(keys), side, reduced, filters)
-                for name, (_, side) in EXPANSIONS.items()
+                "branch_3": _init_convolution(next(keys), 3, reduced, filters),
+                "branch_5": _init_convolution(next(keys), 5, reduced, filters),
             }
         params["output"] = layers.init_dense(output, 4 * self.filters[-1], self.classes)
         return Variables(params, {})
@@ -148,23 +152,14 @@ def _stem(stride: int) -> Transition:
 
 def _reduce(stage: Stage, x: Array) -> tuple[dict[str, Array], PyTree]:
     """The first stage of a block."""
-    reductions = _reductions(stage.params, {"x": x, "pooled": layers.max_pool(x, 3, 1)})
-    return {name: jax.nn.relu(y) for name, y in reductions.items()}, {}
-
-
-def _reductions(params: layers.Params, inputs: dict[str, Array]) -> dict[str, Array]:
-    """The affine layers of the first stage, which act at the same time."""
-    return {name: layers.dense(params[name], inputs[read]) for name, read in REDUCTIONS.items()}
+    return _activated(REDUCTIONS, stage.params, {"x": x, "pooled": layers.max_pool(x, 3, 1)}), {}
 
 
 def _expand(stride: int) -> Transition:
     """The second stage of a block, and the pooling after it."""
 
     def transition(stage: Stage, state: dict[str, Array]) -> tuple[Array, PyTree]:
-        branches = dict(state)
-        for name, (read, side) in EXPANSIONS.items():
-            layer = Convolution((side, side))
-            branches[name] = jax.nn.relu(layer(stage.params[name], state[read]))
+        branches = state | _activated(EXPANSIONS, stage.params, state)
         # Pooled one by one: the backward pass is faster than that of the whole, on CPU by a third.
         pooled = [_pooled(branches[name], stride) for name in BRANCHES]
         return jnp.concatenate(pooled, axis=-1), {}
@@ -174,6 +169,12 @@ def _expand(stride: int) -> Transition:
 
 def _output(stage: Stage, x: Array) -> tuple[Array, PyTree]:
     return layers.dense(stage.params, jnp.mean(x, axis=(1, 2))), {}
+
+
+def _activated(
+    parallel: Parallel, params: layers.Params, inputs: dict[str, Array]
+) -> dict[str, Array]:
+    return {name: jax.nn.relu(y) for name, y in parallel(params, inputs).items()}
 
 
 def _pooled(x: Array, stride: int) -> Array:
