@@ -39,16 +39,13 @@ REDUCTIONS = Parallel(
     tuple((name, layers.dense) for name in ("branch_1", "reduce_3", "reduce_5", "pool")),
     reads=("x", "x", "x", "pooled"),
 )
-"""The 1x1 layers of a block's first stage, and what each of them reads."""
-
-SIDES = {"branch_3": 3, "branch_5": 5}
-"""Of the kernels of the convolutions of its second stage."""
+"""The 1x1 layers of a block's first stage; three of them read the same."""
 
 EXPANSIONS = Parallel(
-    tuple((name, Convolution((side, side))) for name, side in SIDES.items()),
+    (("branch_3", Convolution((3, 3))), ("branch_5", Convolution((5, 5)))),
     reads=("reduce_3", "reduce_5"),
 )
-"""These convolutions, and what each of them reads."""
+"""The convolutions of its second stage."""
 
 BRANCHES = ("branch_1", "branch_3", "branch_5", "pool")
 """In the order of the block's channels."""
@@ -137,8 +134,8 @@ class InceptionConfig(Architecture):
                 for name in REDUCTIONS.names
             }
             params[f"block_{block}_expand"] = {
-                name: _init_convolution(next(keys), side, reduced, filters)
-                for name, side in SIDES.items()
+                "branch_3": _init_convolution(next(keys), 3, reduced, filters),
+                "branch_5": _init_convolution(next(keys), 5, reduced, filters),
             }
         params["output"] = layers.init_dense(output, 4 * self.filters[-1], self.classes)
         return Variables(params, {})
@@ -155,16 +152,14 @@ def _stem(stride: int) -> Transition:
 
 def _reduce(stage: Stage, x: Array) -> tuple[dict[str, Array], PyTree]:
     """The first stage of a block."""
-    reductions = REDUCTIONS(stage.params, {"x": x, "pooled": layers.max_pool(x, 3, 1)})
-    return {name: jax.nn.relu(y) for name, y in reductions.items()}, {}
+    return _activated(REDUCTIONS, stage.params, {"x": x, "pooled": layers.max_pool(x, 3, 1)}), {}
 
 
 def _expand(stride: int) -> Transition:
     """The second stage of a block, and the pooling after it."""
 
     def transition(stage: Stage, state: dict[str, Array]) -> tuple[Array, PyTree]:
-        expanded = EXPANSIONS(stage.params, state)
-        branches = state | {name: jax.nn.relu(y) for name, y in expanded.items()}
+        branches = state | _activated(EXPANSIONS, stage.params, state)
         # Pooled one by one: the backward pass is faster than that of the whole, on CPU by a third.
         pooled = [_pooled(branches[name], stride) for name in BRANCHES]
         return jnp.concatenate(pooled, axis=-1), {}
@@ -174,6 +169,12 @@ def _expand(stride: int) -> Transition:
 
 def _output(stage: Stage, x: Array) -> tuple[Array, PyTree]:
     return layers.dense(stage.params, jnp.mean(x, axis=(1, 2))), {}
+
+
+def _activated(
+    parallel: Parallel, params: layers.Params, inputs: dict[str, Array]
+) -> dict[str, Array]:
+    return {name: jax.nn.relu(y) for name, y in parallel(params, inputs).items()}
 
 
 def _pooled(x: Array, stride: int) -> Array:
