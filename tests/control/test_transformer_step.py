@@ -88,11 +88,14 @@ def matrices(problem: Problem, curvature: Any, entries: Any, params: Any) -> lis
     return [np.linalg.inv(inverse[np.ix_(place, place)]) for place in own]
 
 
-CASES = [
-    *(("shared", curvature, form) for curvature in CURVATURES for form in GROUPS),
+QUICK = [("shared", "ekfac", "joint"), ("none", "diagonal", "stacked")]
+SLOW = [
+    *(("shared", curvature, "stacked") for curvature in CURVATURES),
+    *(("shared", curvature, "joint") for curvature in ("identity", "diagonal")),
     ("separate", "ekfac", "joint"),
     ("none", "ekfac", "stacked"),
 ]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
 @pytest.mark.parametrize(("exits", "curvature", "form"), CASES)
