@@ -12,7 +12,8 @@ Notation (a state is a row of tokens, each of `width` numbers; a head has d of t
 
 Both halves are one residual block, F_k = x_{k+1} - x_k: one stage. Every norm is a layer norm, so
 that there are no batch statistics. There is no convolution whose result `remat="convolutions"`
-would keep: a block is computed again, which on CPU takes no longer than to keep its layers' results.
+would keep: a block is computed again, which on CPU takes no longer than keeping what its layers
+give.
 """
 
 from collections.abc import Collection
@@ -205,8 +206,8 @@ class TransformerConfig(ResidualArchitecture):
         return Variables(params, {})
 
     def _check_patches(self) -> None:
-        """Refuse patches that do not cover an image: only here, since a configuration is made before
-        `for_dataset` gives it the size of the images."""
+        """Refuse patches that do not cover an image: only here, as a configuration may be made
+        before `for_dataset` gives it the size of the images."""
         height, width, _ = self.image_shape
         if height % self.patch or width % self.patch:
             raise ValueError(
