@@ -196,8 +196,12 @@ def _transformer_preset(
 _ON_DIGITS = {"epochs": 40, "batch_size": 32, "validation": 0.15}
 
 PRESETS |= {
-    "digits_transformer": _transformer_preset("digits", 4, 0.0, "unknown", **_ON_DIGITS),
-    "digits_transformer_shared": _transformer_preset("digits", 4, 0.1, "unknown", **_ON_DIGITS),
+    "digits_transformer": _transformer_preset(
+        "digits", 4, 0.0, "92.5 % (ours; one seed)", **_ON_DIGITS
+    ),
+    "digits_transformer_shared": _transformer_preset(
+        "digits", 4, 0.1, "93.6 %, cut to 2: 93.1 % (ours; one seed)", **_ON_DIGITS
+    ),
     "mnist_transformer_shared": _transformer_preset(
         "mnist", 7, 0.1, epochs=20, augmentation="crop", validation=0.05
     ),
