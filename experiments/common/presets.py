@@ -173,7 +173,11 @@ PRESETS["digits_residual_mlp12_shared"] = Preset(
 
 
 def _transformer_preset(
-    dataset: str, patch: int, training: TrainingConfig, expected: str
+    dataset: str,
+    patch: int,
+    stage_cost: float,
+    expected: str = "unknown (not run by us yet)",
+    **choices: Any,
 ) -> Preset:
     """A small transformer, with shared exits where a stage cost is paid on them."""
     network = TransformerConfig(
@@ -183,34 +187,27 @@ def _transformer_preset(
         hidden=128,
         patch=patch,
         image_shape=IMAGE_SHAPES[dataset],
-        exits="shared" if training.stage_cost > 0 else "none",
+        exits="shared" if stage_cost > 0 else "none",
     )
+    optimizer = AdamW(learning_rate=3e-3, warmup_epochs=2)
+    training = TrainingConfig(optimizer=optimizer, stage_cost=stage_cost, **choices)
     return Preset(dataset, network, training, expected)
 
 
-_DIGITS_TRANSFORMER = TrainingConfig(
-    epochs=30,
-    batch_size=32,
-    optimizer=AdamW(warmup_epochs=2),
-    stage_cost=0.0,
-    augmentation="crop",
-    validation=0.15,
-)
-_LONGER_TRANSFORMER = replace(_DIGITS_TRANSFORMER, batch_size=128, stage_cost=0.1, validation=0.05)
+_ON_DIGITS = {"epochs": 40, "batch_size": 32, "validation": 0.15}
 
 PRESETS |= {
-    "digits_transformer": _transformer_preset("digits", 2, _DIGITS_TRANSFORMER, "unknown"),
+    "digits_transformer": _transformer_preset(
+        "digits", 4, 0.0, "92.5 % (ours; one seed)", **_ON_DIGITS
+    ),
     "digits_transformer_shared": _transformer_preset(
-        "digits", 2, replace(_DIGITS_TRANSFORMER, stage_cost=0.1), "unknown"
+        "digits", 4, 0.1, "93.6 %, cut to 2: 93.1 % (ours; one seed)", **_ON_DIGITS
     ),
     "mnist_transformer_shared": _transformer_preset(
-        "mnist", 7, _LONGER_TRANSFORMER, "unknown (not run by us yet)"
+        "mnist", 7, 0.1, epochs=20, augmentation="crop", validation=0.05
     ),
     "cifar10_transformer_shared": _transformer_preset(
-        "cifar10",
-        4,
-        replace(_LONGER_TRANSFORMER, epochs=100, augmentation="crop_flip"),
-        "unknown (not run by us yet)",
+        "cifar10", 4, 0.1, epochs=50, augmentation="crop_flip", validation=0.05
     ),
 }
 

@@ -11,7 +11,9 @@ Notation (a state is a row of tokens, each of `width` numbers; a head has d of t
     yhat_k = norm(mean over tokens of x_k) W + b,   yhat = the same of x_N
 
 Both halves are one residual block, F_k = x_{k+1} - x_k: one stage. Every norm is a layer norm, so
-that there are no batch statistics.
+that there are no batch statistics. There is no convolution whose result `remat="convolutions"`
+would keep: a block is computed again, which on CPU takes no longer than keeping what its layers
+give.
 """
 
 from collections.abc import Collection
@@ -204,8 +206,8 @@ class TransformerConfig(ResidualArchitecture):
         return Variables(params, {})
 
     def _check_patches(self) -> None:
-        """Refuse patches that do not cover an image. Not at once, as all other impossible values:
-        `for_dataset` has yet to say how large the images are."""
+        """Refuse patches that do not cover an image: only here, as a configuration may be made
+        before `for_dataset` gives it the size of the images."""
         height, width, _ = self.image_shape
         if height % self.patch or width % self.patch:
             raise ValueError(
