@@ -30,7 +30,15 @@ from ocresnet.control.curvature import identity
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
-from ocresnet.control.settings import Feedback, Info, RolloutKind, Settings, Step, ValueUpdate
+from ocresnet.control.settings import (
+    Feedback,
+    Info,
+    Region,
+    RolloutKind,
+    Settings,
+    Step,
+    ValueUpdate,
+)
 from ocresnet.control.value import Decision
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective
@@ -69,6 +77,9 @@ def scale_by_ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
+    region: Region = "fixed",
+    region_share: float | Array | optax.Schedule = 1.0,
+    lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -90,6 +101,8 @@ def scale_by_ocnopt(
         factor,
         1 if groups is None else groups,
         axis_name,
+        region,
+        lower_bound,
     )
     needs_batch = curvature.needs_statistics or not settings.inactive
     form = per_sample if settings.feedback == "per_sample" else coupled
@@ -113,6 +126,7 @@ def scale_by_ocnopt(
         batch: tuple[PyTree, PyTree] | None = None,
         batch_stats: PyTree | None = None,
         nominal: Nominal | None = None,
+        value: Array | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, OCNOptState]:
         del extra_args
@@ -129,7 +143,10 @@ def scale_by_ocnopt(
             directions, info = curvature.solve(curvature_state.entries, gradients), state.info
         else:
             assert batch is not None
-            eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+            eta, share = (
+                given(state.steps) if callable(given) else given
+                for given in (learning_rate, region_share)
+            )
             key = jax.random.fold_in(jax.random.key(seed), state.steps)
             step = Step(
                 problem,
@@ -142,6 +159,8 @@ def scale_by_ocnopt(
                 curvature_state.entries,
                 eta,
                 key,
+                value,
+                share,
             )
             nominal = _linearized(step, nominal)
             columns = form.make_columns(step, nominal)
@@ -175,6 +194,9 @@ def ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
+    region: Region = "fixed",
+    region_share: float | Array | optax.Schedule = 1.0,
+    lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -258,6 +280,9 @@ def ocnopt(
         momentum=momentum,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
+        region=region,
+        region_share=region_share,
+        lower_bound=lower_bound,
         axis_name=axis_name,
         seed=seed,
     )

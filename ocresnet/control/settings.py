@@ -17,6 +17,7 @@ Array = jax.Array
 Feedback = Literal["none", "per_sample", "stacked", "joint"]
 RolloutKind = Literal["nonlinear", "linear"]
 ValueUpdate = Literal["exact", "clipped"]
+Region = Literal["fixed", "square", "smaller"]
 
 DECISIONS: dict[str, Decision] = {"exact": joint_minimum, "clipped": clipped}
 
@@ -37,6 +38,8 @@ class Settings:
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
+    region: Region = "fixed"
+    lower_bound: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -44,6 +47,7 @@ class Settings:
             ("rollout", RolloutKind),
             ("value_update", ValueUpdate),
             ("factor", Factor),
+            ("region", Region),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed and not (name == "value_update" and callable(value)):
@@ -52,6 +56,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, but must be a number, at least 0.")
+        if self.region != "fixed" and self.factor != "gradient":
+            raise ValueError(
+                f"region is {self.region!r}, which measures the gradient by the cost; with factor "
+                f"{self.factor!r}, which has the size of the cost's Hessian, it must be 'fixed'."
+            )
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "
@@ -124,6 +133,8 @@ class Step(NamedTuple):
       entries: of its state.
       learning_rate: eta.
       key: for random factors.
+      value: J of the batch, where it is known.
+      region_share: sigma.
     """
 
     problem: Problem
@@ -136,6 +147,8 @@ class Step(NamedTuple):
     entries: Entries
     learning_rate: float | Array
     key: Array
+    value: Array | None
+    region_share: float | Array
 
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""
