@@ -120,9 +120,11 @@ def roll_out(step: Step, nominal: Nominal | None, columns: Columns, policy: Poli
     deviations = walked.deviations
     if columns.roots is not None:
         deviations /= columns.roots
+    total = jnp.sum(norms)
     return Applied(
         walked.directions,
-        trust=jnp.sum(norms),
+        share=jnp.sum(changes) / jnp.where(total > 0, total, 1.0),
+        trust=total,
         weights=changes / jnp.where(norms > 0, norms, 1.0),
         deviations=jnp.mean(deviations, axis=-1),
     )

@@ -53,12 +53,14 @@ class OCNOptState(NamedTuple):
     steps: updates done, int32.
     curvature: state of the curvature.
     drift: state of momentum and weight decay.
+    share: rho of the last update, [] (`drift.py`); before the first one 0.
     info: diagnostics of the last update.
     """
 
     steps: Array
     curvature: CurvatureState
     drift: optax.OptState
+    share: Array
     info: Info
 
 
@@ -115,6 +117,7 @@ def scale_by_ocnopt(
             steps=jnp.zeros((), jnp.int32),
             curvature=curvature.init(problem.system, params),
             drift=drift.init(params),
+            share=scalar,
             info=Info(scalar, scalar, stages, stages),
         )
 
@@ -140,10 +143,12 @@ def scale_by_ocnopt(
         statistics = _statistics(problem, params, batch_stats, batch, axis_name)
         curvature_state = curvature.update(state.curvature, gradients, samples, statistics)
         if settings.inactive:
-            directions, info = curvature.solve(curvature_state.entries, gradients), state.info
+            directions = curvature.solve(curvature_state.entries, gradients)
+            directions, drift_state = drift.update(directions, state.drift, params, 1.0)
+            share, info = state.share, state.info
         else:
             assert batch is not None
-            eta, share = (
+            eta, sigma = (
                 given(state.steps) if callable(given) else given
                 for given in (learning_rate, region_share)
             )
@@ -154,13 +159,13 @@ def scale_by_ocnopt(
                 Variables(params, batch_stats),
                 batch,
                 gradients,
-                drift.predict(state.drift, params, eta),
+                drift.predict(state.drift, params, eta, state.share),
                 curvature,
                 curvature_state.entries,
                 eta,
                 key,
                 value,
-                share,
+                sigma,
             )
             nominal = _linearized(step, nominal)
             columns = form.make_columns(step, nominal)
@@ -169,12 +174,12 @@ def scale_by_ocnopt(
             directions = jax.tree.map(
                 lambda d, g: d.astype(g.dtype), applied.directions, dict(gradients)
             )
-        directions, drift_state = drift.update(directions, state.drift, params)
-        if not settings.inactive:
+            directions, drift_state = drift.update(directions, state.drift, params, state.share)
             change = -eta * optax.tree.vdot(gradients, directions)
+            share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
-        return directions, OCNOptState(state.steps + 1, curvature_state, drift_state, info)
+        return directions, OCNOptState(state.steps + 1, curvature_state, drift_state, share, info)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

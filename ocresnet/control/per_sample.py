@@ -134,9 +134,11 @@ def roll_out(
     )
     change = jnp.einsum("kbnc,kbnc->kb", gram[:, :, :, 0, :], used)
     own = jnp.sum(gram[:, :, :, 0, 0], axis=2)
+    total = _mean(settings, jnp.sum(own, axis=0))
     return Applied(
         directions,
-        trust=_mean(settings, jnp.sum(own, axis=0)),
+        share=_mean(settings, jnp.sum(change, axis=0)) / jnp.where(total > 0, total, 1.0),
+        trust=total,
         weights=_mean(settings, change / jnp.where(own > 0, own, 1.0), axis=1),
         deviations=_mean(settings, jnp.mean(deviations, axis=-1), axis=1),
     )

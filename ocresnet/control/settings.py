@@ -179,10 +179,12 @@ class Applied(NamedTuple):
 
     Attributes:
       directions: -u / eta, a tree like the parameters.
+      share: of the change of the cost that a step of the base optimizer predicts, [].
       trust, weights, deviations: as in `Info`.
     """
 
     directions: PyTree
+    share: Array
     trust: Array
     weights: Array
     deviations: Array

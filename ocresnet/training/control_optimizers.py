@@ -13,7 +13,7 @@ from ocresnet.control import curvature as curvatures
 from ocresnet.control.curvature import Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.settings import Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.control.settings import Feedback, Region, RolloutKind, Settings, ValueUpdate
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -146,6 +146,9 @@ class OCNOpt(CurvatureOptimizer):
       factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
+      region: size of the terminal curvature: that of the papers, that of the cost read as half a
+        square, or whichever gives the smaller trust region (`control/region.py`).
+      lower_bound: of the cost; None: that of the loss.
     """
 
     learning_rate: float = 0.01
@@ -157,6 +160,8 @@ class OCNOpt(CurvatureOptimizer):
     value_update: ValueUpdate = "exact"
     factor: Factor = "gradient"
     groups: int = 1
+    region: Region = "smaller"
+    lower_bound: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta", "value_beta"):
@@ -180,6 +185,8 @@ class OCNOpt(CurvatureOptimizer):
             "value_update": self.value_update,
             "factor": self.factor,
             "groups": -(-self.groups // devices),
+            "region": self.region,
+            "lower_bound": self.lower_bound,
         }
 
     def keep_on(self, devices: int) -> Keep:
