@@ -35,6 +35,9 @@ from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
+DAMPING = 0.1
+"""Of the joint form, relative to the curvature that a group has on its own (`_damping`)."""
+
 GROUPS = "groups"
 """Name of the mapped axis over the groups of a batch that run side by side."""
 
@@ -49,6 +52,7 @@ class Columns(NamedTuple):
       weights: coordinates of the gradient in the columns, [C].
       groups: how many the batch has, over all devices.
       roots: what the factors were multiplied by, [F] or [1]; None: by nothing.
+      damping: what M was multiplied by (`_damping`).
     """
 
     solved: PyTree
@@ -57,6 +61,7 @@ class Columns(NamedTuple):
     weights: Array
     groups: int
     roots: Array | None
+    damping: float | Array
 
 
 def make_columns(step: Step, nominal: Nominal | None) -> Columns:
@@ -84,7 +89,13 @@ def make_columns(step: Step, nominal: Nominal | None) -> Columns:
     groups = settings.groups
     if settings.feedback == "joint" and settings.axis_name is not None:
         groups *= lax.axis_size(settings.axis_name)
-    return Columns(solved, gram, drift, weights.astype(gram.dtype), groups, roots)
+    damping: float | Array = 1.0
+    if settings.feedback == "joint" and settings.region != "fixed":
+        factors = jnp.sum(gram, axis=(0, 1))[-rank:, -rank:]
+        damping = _damping(settings.weight_of_value / groups * factors)
+        solved = jax.tree.map(lambda leaf: leaf / damping.astype(leaf.dtype), solved)
+        gram /= damping
+    return Columns(solved, gram, drift, weights.astype(gram.dtype), groups, roots, damping)
 
 
 def solve_value(step: Step, columns: Columns) -> Policy:
@@ -115,7 +126,7 @@ def roll_out(step: Step, nominal: Nominal | None, columns: Columns, policy: Poli
         walked = Walked(stages.combine_stages(system, used, columns.solved), used, deviations)
 
     weights = columns.weights
-    norms = jnp.einsum("kncd,c,d->k", gram, weights, weights)
+    norms = columns.damping * jnp.einsum("kncd,c,d->k", gram, weights, weights)
     changes = jnp.einsum("kncd,c,knd->k", gram, weights, walked.weights)
     deviations = walked.deviations
     if columns.roots is not None:
@@ -190,6 +201,17 @@ def _with_scaled_factors(
     first = len(weights) - rank
     all_roots = jnp.concatenate([jnp.ones(first, roots.dtype), jnp.broadcast_to(roots, (rank,))])
     return scaled(columns, all_roots), weights / all_roots
+
+
+def _damping(gram: Array) -> Array:
+    """1 + damping t, where t is the mean of kappa eta v_f^T M^-1 v_f over the factors, the diagonal
+    of `gram` [F, F].
+
+    Every group wants the root of its own cost to become zero. Where their factors are alike and
+    their costs are not, that takes an arbitrarily large step. Damping relative to the diagonal
+    (Marquardt 1963) bounds it: it is a learning rate of at most 1 / (damping kappa v^T M^-1 v).
+    """
+    return 1 + DAMPING * jnp.mean(jnp.diag(gram))
 
 
 def is_same(gradient: PyTree, other: PyTree) -> bool:

@@ -79,7 +79,7 @@ def scale_by_ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
-    region: Region = "fixed",
+    region: Region | None = None,
     region_share: float | Array | optax.Schedule = 1.0,
     lower_bound: float | None = None,
     axis_name: str | None = None,
@@ -199,7 +199,7 @@ def ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
-    region: Region = "fixed",
+    region: Region | None = None,
     region_share: float | Array | optax.Schedule = 1.0,
     lower_bound: float | None = None,
     axis_name: str | None = None,
@@ -239,16 +239,29 @@ def ocnopt(
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
-      weight_decay: decoupled, as in AdamW: eta * weight_decay * theta is subtracted.
+      weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho * weight_decay *
+        theta is subtracted, where rho is the share of -eta M^-1 g that the policy took in the
+        update before, at first 0.
       weight_decay_mask: which parameters decay, as in `optax.add_decayed_weights`.
+      region: size of the terminal curvature, and so of the decrease that a step may predict:
+        "fixed", the papers', at most 1 / beta; "square", of a cost J read as half a square, at most
+        2 (J - lower bound) / beta, which makes the learning rate matter less the larger it is;
+        "smaller", whichever of the two is smaller. None: "smaller"; with a factor that is not the
+        gradient "fixed", the only one for it. J is that of the batch, of a group, of a sample, as
+        the feedback has it.
+      region_share: what share of it a step may use, or a schedule of that over updates: for large
+        learning rates, on which the step no longer depends.
+      lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
+        it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.
       seed: of random factors.
 
     Returns:
       A transformation whose `update(gradients, state, params, batch=(inputs, targets))` also takes
-      `batch_stats=` (the network's, where it has some; they are read, never returned) and
-      `nominal=`, the result of `linearize` for the same batch with `keep=Settings(...).keep`, which
-      saves computing it again. Where the gradients are the very arrays of `nominal.gradient`, a
+      `batch_stats=` (the network's, where it has some; they are read, never returned), `nominal=`,
+      the result of `linearize` for the same batch with `keep=Settings(...).keep`, which saves
+      computing it again, and `value=`, J of the batch, which saves a forward pass where "stacked"
+      feedback has no nominal trajectory. Where the gradients are the very arrays of `nominal.gradient`, a
       column less is solved for. The inner state's `info` has the diagnostics.
 
       Whatever gradients come in are what is minimised: also clipped ones, or the mean of several

@@ -1,5 +1,6 @@
 """The choices that define an OCNOpt step, checked when they are made, and what a step is given."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -38,10 +39,13 @@ class Settings:
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
-    region: Region = "fixed"
+    region: Region | None = None
     lower_bound: float | None = None
 
     def __post_init__(self) -> None:
+        if self.region is None:
+            own: Region = "smaller" if self.factor == "gradient" else "fixed"
+            object.__setattr__(self, "region", own)
         for name, kind in (
             ("feedback", Feedback),
             ("rollout", RolloutKind),
@@ -61,6 +65,9 @@ class Settings:
                 f"region is {self.region!r}, which measures the gradient by the cost; with factor "
                 f"{self.factor!r}, which has the size of the cost's Hessian, it must be 'fixed'."
             )
+        bound = self.lower_bound
+        if isinstance(bound, (int, float)) and not math.isfinite(bound):
+            raise ValueError(f"lower_bound is {bound!r}, but must be a number, or None.")
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "

@@ -147,7 +147,8 @@ class OCNOpt(CurvatureOptimizer):
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
       region: size of the terminal curvature: that of the papers, that of the cost read as half a
-        square, or whichever gives the smaller trust region (`control/region.py`).
+        square, or whichever gives the smaller trust region (`control/region.py`); None: the
+        smaller one, where the factor is the gradient.
       lower_bound: of the cost; None: that of the loss.
     """
 
@@ -160,7 +161,7 @@ class OCNOpt(CurvatureOptimizer):
     value_update: ValueUpdate = "exact"
     factor: Factor = "gradient"
     groups: int = 1
-    region: Region = "smaller"
+    region: Region | None = None
     lower_bound: float | None = None
 
     def __post_init__(self) -> None:
