@@ -26,7 +26,7 @@ from ocresnet.control.checks import (
     check_params,
     check_problem,
 )
-from ocresnet.control.curvature import identity
+from ocresnet.control.curvature import ekfac
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
@@ -66,9 +66,9 @@ class OCNOptState(NamedTuple):
 
 def scale_by_ocnopt(
     system: System | Problem,
-    learning_rate: float | Array | optax.Schedule,
+    learning_rate: float | Array | optax.Schedule = 1.0,
     *,
-    curvature: Curvature = identity(),
+    curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
     rollout: RolloutKind = "nonlinear",
     beta: float | Array = 1.0,
@@ -186,9 +186,9 @@ def scale_by_ocnopt(
 
 def ocnopt(
     system: System | Problem,
-    learning_rate: float | Array | optax.Schedule,
+    learning_rate: float | Array | optax.Schedule = 1.0,
     *,
-    curvature: Curvature = identity(),
+    curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
     rollout: RolloutKind = "nonlinear",
     beta: float | Array = 1.0,
@@ -217,7 +217,9 @@ def ocnopt(
     Args:
       system: the network, or a `Problem` where its cost is not the cross-entropy of its last output
         (stage costs, another loss).
-      learning_rate: eta > 0, or a schedule of it over updates.
+      learning_rate: eta > 0, or a schedule of it over updates. 1 is the whole step of Newton's
+        method with the curvature M. The region bounds the step, however large eta is, so that 1 is
+        a choice that need not be tuned; with a schedule that falls to 0 it ends as every other.
       curvature: M_k: `curvature.identity()`, `diagonal()`, `kfac()` or `ekfac()`.
       feedback: "none": the base optimizer. "stacked": the batch is one state, one scalar a stage.
         "per_sample": the papers' form, every sample a problem of its own, policies averaged; not
@@ -261,12 +263,14 @@ def ocnopt(
       `batch_stats=` (the network's, where it has some; they are read, never returned), `nominal=`,
       the result of `linearize` for the same batch with `keep=Settings(...).keep`, which saves
       computing it again, and `value=`, J of the batch, which saves a forward pass where "stacked"
-      feedback has no nominal trajectory. Where the gradients are the very arrays of `nominal.gradient`, a
-      column less is solved for. The inner state's `info` has the diagnostics.
+      feedback has no nominal trajectory. Where the gradients are the very arrays of
+      `nominal.gradient`, a column less is solved for. The inner state's `info` has the diagnostics.
 
       Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
       micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
-      K-FAC's statistics are those of `batch`, the last of them. What follows ocnopt in a chain must
+      K-FAC's statistics are those of `batch`, the last of them. A region that is not "fixed"
+      compares gradient and cost: with "stacked" feedback and a linear rollout, which know no other
+      gradient, a clipped one is taken for a longer way to go. What follows ocnopt in a chain must
       leave the step as it is: the policy cannot know of a clip or of `optax.apply_every` after it.
       With `optax.inject_hyperparams`, `groups` and a mask or `value_update` that is a function are
       `static_args`.
@@ -277,7 +281,7 @@ def ocnopt(
         parameters.
 
     Example:
-      >>> tx = ocnopt(system, learning_rate=0.1, curvature=ekfac(), feedback="stacked")
+      >>> tx = ocnopt(system)
       >>> updates, state = tx.update(gradients, state, params, batch=(inputs, targets))
     """
     if isinstance(learning_rate, (int, float)) and not 0 < learning_rate < float("inf"):

@@ -1,6 +1,7 @@
 """Momentum and weight decay: the policy counts on the step that is really taken.
 
-s = -eta (mu m + lambda theta) is what they change anyway, m the accumulator before the step.
+s = -eta (mu m + rho lambda theta) is what they change anyway, m the accumulator and rho the share
+of the base optimizer's step before this one.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from tests.control.networks import (
 )
 from tests.quick import quick_jit
 
-MOMENTUM, DECAY = 0.9, 0.3
+MOMENTUM, DECAY, SHARE = 0.9, 0.5, 0.6
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
     "stacked": {},
@@ -49,15 +50,16 @@ def float64():
 
 
 def stepper(case: Setting, **choices: Any) -> Callable:
-    """An update and its diagnostics, as a function of the accumulator."""
-    choices = {"beta": BETA, "curvature": case.curvature, **choices}
+    """An update and its diagnostics, as a function of the accumulator, after a share of SHARE."""
+    choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
 
     @quick_jit
     def step(accumulator):
         optimizer = ocnopt(case.problem, ETA, momentum=MOMENTUM, weight_decay=DECAY, **choices)
         own, rate = optimizer.init(case.params)
         trace, *rest = own.drift
-        own = own._replace(drift=(trace._replace(trace=accumulator), *rest))
+        drift = trace._replace(trace=accumulator), *rest
+        own = own._replace(drift=drift, share=jnp.asarray(SHARE))
         changes, (own, _) = optimizer.update(
             case.gradient, (own, rate), case.params, batch=case.batch
         )
@@ -71,7 +73,7 @@ def with_drift(network: str, scale: float = 0.5) -> tuple[Setting, Any, list[np.
     case = setting(network)
     accumulator = jax.tree.map(lambda leaf: scale * leaf, random_params(case.problem, seed=9))
     drift = jax.tree.map(
-        lambda m, theta: -ETA * (MOMENTUM * m + DECAY * theta), accumulator, case.params
+        lambda m, theta: -ETA * (MOMENTUM * m + SHARE * DECAY * theta), accumulator, case.params
     )
     return case, accumulator, split(case.problem.system, drift)
 

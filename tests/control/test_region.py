@@ -49,7 +49,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
@@ -74,7 +74,7 @@ def solve(case: Setting) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize("network", ["mlp", "shared heads"])
-def test_the_square_along_linear_dynamics_is_ngn(float64, network):
+def test_the_square_along_linear_dynamics_is_ngn(network):
     """gamma = eta / (1 + eta |g|^2 / (2 J)) for M = I."""
     case = setting(network)
     g, J = flat(case, case.gradient), cost_of(case)
@@ -85,7 +85,7 @@ def test_the_square_along_linear_dynamics_is_ngn(float64, network):
     assert abs(gamma - ETA / (1 + ETA * g @ g)) > 1e-2
 
 
-def test_a_large_learning_rate_gives_twice_polyak_s_step(float64):
+def test_a_large_learning_rate_gives_twice_polyak_s_step():
     case = setting("own heads")
     direction, half = half_square(case, solve(case))
     square = {"region": "square", "beta": 1.0, "rollout": "linear"}
@@ -94,7 +94,7 @@ def test_a_large_learning_rate_gives_twice_polyak_s_step(float64):
 
 
 @pytest.mark.parametrize("eta", [1e-2, 1.0, 1e3])
-def test_the_root_of_the_cost_is_predicted_to_shrink(float64, eta):
+def test_the_root_of_the_cost_is_predicted_to_shrink(eta):
     """r becomes r / (1 + T / (2 J)), never less than 0."""
     case = setting("shared heads")
     _, half = half_square(case, solve(case))
@@ -108,12 +108,12 @@ def test_the_root_of_the_cost_is_predicted_to_shrink(float64, eta):
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_the_smaller_region_is_the_smaller_one(float64, scale):
+def test_the_smaller_region_is_the_smaller_one(scale):
     """Of a cost of more than one half it is that of the papers, else the square."""
     case = scaled_setting(scale)
     assert (cost_of(case) > 0.5) == (scale > 1)
     choices = [{"region": region} for region in ("fixed", "square", "smaller")]
-    fixed, square, smaller = (flat(case, updates(case, **own)[0]) for own in choices)
+    fixed, square, smaller = (flat(case, updates(case, ETA / scale, **own)[0]) for own in choices)
     same, other = (fixed, square) if scale > 1 else (square, fixed)
     np.testing.assert_allclose(smaller, same, rtol=0, atol=1e-14)
     assert np.abs(smaller - other).max() > 1e-3 * np.abs(smaller).max()
@@ -132,7 +132,7 @@ def scaled_setting(scale: float) -> Setting:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_scale_of_the_loss_does_not_matter(float64, form):
+def test_the_scale_of_the_loss_does_not_matter(form):
     """Where the learning rate counts against it: here it is divided by it, as a curvature that
     scales with the gradient divides it; in the limit of a large one it is nothing."""
     square = {"region": "square", **FORMS[form]}
@@ -142,10 +142,10 @@ def test_the_scale_of_the_loss_does_not_matter(float64, form):
     np.testing.assert_allclose(flat(case, got), flat(case, wanted), rtol=0, atol=1e-12)
 
 
-def test_a_diagonal_curvature_takes_the_same_step_at_any_scale(float64):
-    choices = {"region": "square", "curvature": diagonal(0.9, 0.0)}
+def test_a_diagonal_curvature_takes_the_same_step_at_any_scale():
+    choices = {"region": "square", "curvature": diagonal(0.9, 1e-30)}
     wanted, got = (
-        updates(scaled_setting(scale), ETA, **choices, value_beta=BETA)[0] for scale in (1.0, 1e-4)
+        updates(scaled_setting(scale), ETA, **choices)[0] for scale in (1.0, 1e-4)
     )
     case = setting("own heads")
     np.testing.assert_allclose(flat(case, got), flat(case, wanted), rtol=0, atol=1e-10)
@@ -169,7 +169,7 @@ def sizes_of(region: str, costs: jax.Array) -> jax.Array:
     ]
     + [("convolutions", "joint", "square"), ("tied", "stacked", "square")],
 )
-def test_a_step_is_that_of_the_reference(float64, network, form, region):
+def test_a_step_is_that_of_the_reference(network, form, region):
     """With every factor at its own size; for groups, with M damped."""
     problem, variables = NETWORKS[network]()
     variables = jax.tree.map(jnp.asarray, variables)
@@ -177,12 +177,14 @@ def test_a_step_is_that_of_the_reference(float64, network, form, region):
     curvature, M = full_curvature(problem, variables.params)
     groups = FORMS[form].get("groups", 1)
     parts = jnp.split(jnp.arange(BATCH), groups)
-    choices = {"beta": BETA, "curvature": curvature, "region": region, "lower_bound": 0.9}
 
     def costs(params):
         outputs = run(problem, params, variables.batch_stats, batch[0]).all_outputs()
         each = [objective_of_outputs(problem, outputs[:, part], batch[1][part]) for part in parts]
         return jnp.stack(each)
+
+    bound = float(costs(variables.params).min()) - 0.2
+    choices = {"beta": BETA, "curvature": curvature, "region": region, "lower_bound": bound}
 
     @quick_jit
     def fast(variables):
@@ -196,7 +198,7 @@ def test_a_step_is_that_of_the_reference(float64, network, form, region):
     @quick_jit
     def dense_step(variables):
         chain = reference.make_chain(problem, variables, batch[0])
-        size = sizes_of(region, costs(variables.params) - 0.9)
+        size = sizes_of(region, costs(variables.params) - bound)
         last = reference.terminal(problem, chain, batch[1], BETA, groups=groups, sizes=size)
         damping = 1.0
         if form == "joint":
@@ -217,13 +219,15 @@ def test_a_step_is_that_of_the_reference(float64, network, form, region):
 
 
 @pytest.mark.parametrize("rollout", ["nonlinear", "linear"])
-def test_every_sample_has_a_region_of_its_own(float64, rollout):
+def test_every_sample_has_a_region_of_its_own(rollout):
     case = setting("own heads")
     outputs = run(case.problem, case.params, {}, case.batch[0]).all_outputs()
     each = per_sample_costs(case.problem, outputs, case.batch[1])
-    size = sizes_of("square", each[-1] + jnp.asarray(case.problem.stage_costs) @ each[:-1])
+    costs = each[-1] + jnp.asarray(case.problem.stage_costs) @ each[:-1]
+    bound = float(costs.min()) - 0.2
+    size = sizes_of("square", costs - bound)
     assert np.ptp(size) > 0.1
-    form = {"feedback": "per_sample", "rollout": rollout, "region": "square"}
+    form = {"feedback": "per_sample", "rollout": rollout, "region": "square", "lower_bound": bound}
     changes, _ = updates(case, **form)
     A, policies = [M / ETA for M in case.M], []
     for sample in range(BATCH):
@@ -245,9 +249,9 @@ def test_every_sample_has_a_region_of_its_own(float64, rollout):
 
 
 @pytest.mark.parametrize("form", ["linear", "stacked"])
-def test_the_cost_is_that_of_the_batch_or_the_value_that_is_given(float64, form):
+def test_the_cost_is_that_of_the_batch_or_the_value_that_is_given(form):
     case, choices = setting("own heads"), {"region": "square", **FORMS[form]}
-    optimizer = ocnopt(case.problem, ETA, curvature=case.curvature, **choices)
+    optimizer = ocnopt(case.problem, 50 * ETA, curvature=case.curvature, **choices)
     keep = Settings(**choices).keep
 
     @quick_jit
@@ -265,7 +269,7 @@ def test_the_cost_is_that_of_the_batch_or_the_value_that_is_given(float64, form)
 
     own, *same, other = (flat(case, changes) for changes in steps(case.params))
     for changes in same:
-        np.testing.assert_allclose(changes, own, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(changes, own, rtol=0, atol=1e-11)
     assert np.abs(other).max() > 1.1 * np.abs(own).max()
 
 
@@ -287,7 +291,7 @@ def test_a_value_that_is_given_saves_the_forward_pass():
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_label_smoothing_has_the_entropy_of_its_target_as_bound(float64, classes):
+def test_label_smoothing_has_the_entropy_of_its_target_as_bound(classes):
     cost = make_cost("cross_entropy", 0.1)
     target = np.full(classes, 0.1 / classes)
     target[1] += 0.9
@@ -297,7 +301,7 @@ def test_label_smoothing_has_the_entropy_of_its_target_as_bound(float64, classes
 
 
 @pytest.mark.parametrize("form", ["linear", "joint", "per_sample"])
-def test_the_bound_of_the_cost_counts_for_every_output(float64, form):
+def test_the_bound_of_the_cost_counts_for_every_output(form):
     """(1 + sum of gamma) times that of one."""
     case = setting("own heads")
     problem = replace(case.problem, cost=make_cost("cross_entropy", 0.2))
@@ -310,8 +314,8 @@ def test_the_bound_of_the_cost_counts_for_every_output(float64, form):
         flat(case, updates(case, **choices, **bound)[0])
         for bound in ({}, {"lower_bound": bound}, {"lower_bound": 0.0})
     )
-    np.testing.assert_allclose(own, given, rtol=0, atol=1e-14)
-    assert np.abs(own - without).max() > 1e-3
+    np.testing.assert_allclose(own, given, rtol=0, atol=1e-13)
+    assert np.abs(own - without).max() > 0.01 * np.abs(own).max()
 
 
 # A cost that is at its bound
@@ -323,63 +327,78 @@ def weighed(problem: Problem) -> Problem:
     return Problem(problem.system, cost)
 
 
-@pytest.mark.parametrize("eta", [1e-2, 1.0, 1e3, 1e6])
+def first_step(problem: Problem, params: Any, batch: Any, eta: Any, **choices: Any) -> Any:
+    """As a training takes it, where the gradient is that of the nominal pass."""
+    nominal = linearize(problem, params, {}, *batch, Settings(**choices).keep)
+    optimizer = ocnopt(problem, eta, curvature=identity(), **choices)
+    return optimizer.update(
+        nominal.gradient, optimizer.init(params), params, batch=batch, nominal=nominal
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_samples_without_cost_or_gradient_break_nothing(form, eta):
-    """In float32: some, all, or nearly."""
-    problem = weighed(mlp_problem())
-    inputs, labels = random_batch()
-    params = random_params(problem)
+def test_samples_without_cost_or_gradient_break_nothing(form):
+    """In float32, at every learning rate: some, all, or nearly."""
+    with jax.enable_x64(False):
+        problem = weighed(mlp_problem())
+        inputs, labels = random_batch()
+        params = random_params(problem)
 
-    @quick_jit
-    def step(weight, eta):
-        batch = inputs, {"label": labels, "weight": weight}
-        gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
-        optimizer = ocnopt(problem, eta, curvature=identity(), region="square", **FORMS[form])
-        return optimizer.update(gradient, optimizer.init(params), params, batch=batch)
+        @quick_jit
+        def step(weight, eta):
+            batch = inputs, {"label": labels, "weight": weight}
+            return first_step(problem, params, batch, eta, region="square", **FORMS[form])
 
-    for weight in ([0, 0, 1, 1], [0, 0, 0, 0], [1e-12, 0, 1e-6, 1], [1e-20] * 4):
-        changes, state = step(jnp.asarray(weight, jnp.float32), jnp.float32(eta))
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((changes, state)))
-        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(changes))
-        assert largest < 10 and (max(weight) > 0 or largest == 0)
+        for weight in ([0, 0, 1, 1], [0, 0, 0, 0], [1e-12, 0, 1e-6, 1], [1e-20] * 4):
+            for eta in (1e-2, 1.0, 1e3, 1e6):
+                changes, state = step(jnp.asarray(weight, jnp.float32), jnp.float32(eta))
+                assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((changes, state)))
+                largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(changes))
+                assert largest < 10 and (max(weight) > 0 or largest == 0)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cost_below_its_bound_takes_no_step(form):
-    case = setting("mlp")
-    below = {"lower_bound": 100.0, "region": "smaller", "curvature": identity()}
-    changes, _ = updates(case, jnp.float32(1e6), **below, **FORMS[form])
-    assert np.abs(flat(case, changes)).max() < 1e-9
+    with jax.enable_x64(False):
+        problem = mlp_problem()
+        below = {"lower_bound": 100.0, "region": "smaller", **FORMS[form]}
+        step = quick_jit(
+            lambda params: first_step(problem, params, random_batch(), jnp.float32(1e6), **below)
+        )
+        changes, _ = step(random_params(problem))
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(changes)) < 1e-6
 
 
 @pytest.mark.parametrize("curvature", [identity(), diagonal(), ekfac()])
 @pytest.mark.parametrize("region", ["fixed", "square", "smaller"])
 def test_groups_that_are_alike_break_nothing(region, curvature):
     """Copies of a sample, with and without a cost of their own, in float32."""
-    problem = weighed(mlp_problem())
-    inputs, labels = random_batch(8)
-    inputs = jnp.concatenate([inputs[:1], inputs[:1], inputs[:1] * (1 + 1e-4), inputs[3:]])
-    batch = inputs, {"label": labels, "weight": jnp.asarray([1, 0, 1, 1, 1e-6, 1, 1, 0.0])}
-    params = random_params(problem)
-    form = {"feedback": "joint", "groups": 8, "rollout": "linear"}
+    with jax.enable_x64(False):
+        problem = weighed(mlp_problem())
+        inputs, labels = random_batch(8)
+        inputs = jnp.concatenate([inputs[:1], inputs[:1], inputs[:1] * (1 + 1e-4), inputs[3:]])
+        weight = jnp.asarray([1, 0, 1, 1, 1e-6, 1, 1, 0.0])
+        batch = inputs, {"label": labels, "weight": weight}
+        params = random_params(problem)
+        form = {"feedback": "joint", "groups": 8, "rollout": "linear", "region": region}
 
-    @quick_jit
-    def step(eta, params):
-        gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
-        optimizer = ocnopt(problem, eta, curvature=curvature, region=region, **form)
-        return optimizer.update(gradient, optimizer.init(params), params, batch=batch)[0]
+        @quick_jit
+        def step(eta):
+            optimizer = ocnopt(problem, eta, curvature=curvature, **form)
+            nominal = linearize(problem, params, {}, *batch, Keep(groups=8))
+            return optimizer.update(
+                nominal.gradient, optimizer.init(params), params, batch=batch, nominal=nominal
+            )[0]
 
-    for eta in (1.0, 1e3, 1e6):
-        changes = step(jnp.float32(eta), params)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(changes))
+        for eta in (1.0, 1e3, 1e6):
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(jnp.float32(eta))))
 
 
 # A share of the region
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_share_of_the_region_and_of_the_rate_is_that_share_of_the_step(float64, form):
+def test_a_share_of_the_region_and_of_the_rate_is_that_share_of_the_step(form):
     """Along linear dynamics; whoever walks sees the states of the shorter step."""
     case = setting("own heads")
     choices = {"region": "smaller", **FORMS[form], "rollout": "linear"}
