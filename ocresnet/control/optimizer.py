@@ -80,7 +80,6 @@ def scale_by_ocnopt(
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
     region: Region | None = None,
-    region_share: float | Array | optax.Schedule = 1.0,
     lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
@@ -148,10 +147,7 @@ def scale_by_ocnopt(
             share, info = state.share, state.info
         else:
             assert batch is not None
-            eta, sigma = (
-                given(state.steps) if callable(given) else given
-                for given in (learning_rate, region_share)
-            )
+            eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
             key = jax.random.fold_in(jax.random.key(seed), state.steps)
             step = Step(
                 problem,
@@ -165,7 +161,6 @@ def scale_by_ocnopt(
                 eta,
                 key,
                 value,
-                sigma,
             )
             nominal = _linearized(step, nominal)
             columns = form.make_columns(step, nominal)
@@ -200,7 +195,6 @@ def ocnopt(
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
     region: Region | None = None,
-    region_share: float | Array | optax.Schedule = 1.0,
     lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
@@ -241,9 +235,9 @@ def ocnopt(
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
-      weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho * weight_decay *
-        theta is subtracted, where rho is the share of -eta M^-1 g that the policy took in the
-        update before, at first 0.
+      weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho *
+        weight_decay * theta is subtracted, where rho is the share of -eta M^-1 g that the policy
+        took in the update before, at first 0.
       weight_decay_mask: which parameters decay, as in `optax.add_decayed_weights`.
       region: size of the terminal curvature, and so of the decrease that a step may predict:
         "fixed", the papers', at most 1 / beta; "square", of a cost J read as half a square, at most
@@ -251,8 +245,6 @@ def ocnopt(
         "smaller", whichever of the two is smaller. None: "smaller"; with a factor that is not the
         gradient "fixed", the only one for it. J is that of the batch, of a group, of a sample, as
         the feedback has it.
-      region_share: what share of it a step may use, or a schedule of that over updates: for large
-        learning rates, on which the step no longer depends.
       lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
         it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.
@@ -303,7 +295,6 @@ def ocnopt(
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
         region=region,
-        region_share=region_share,
         lower_bound=lower_bound,
         axis_name=axis_name,
         seed=seed,

@@ -6,14 +6,11 @@ Notation
     v       dJ/dtheta, the factor of the terminal curvature: V_xx,K = kappa c v v^T
     c       its size
     T       eta g^T M^-1 g, the decrease that a step of the base optimizer predicts
-    sigma   share of the region that a step may use, as a schedule has it
 
     fixed     c = 1                  of the papers: a predicted decrease of at most 1 / beta
     square    c = 1 / (2h)           J - J* = r^2 / 2 has the Gauss-Newton curvature of r: at most
                                      2h / beta
     smaller   c = max(1, 1 / (2h))   the smaller of both regions
-
-All are divided by sigma. With eta times sigma as well the whole step is multiplied by sigma.
 
 With the square and beta = 1 the stacked form along linear dynamics is the step of NGN (Orvieto and
 Xiao 2024), -eta M^-1 g / (1 + T / (2h)): r is predicted to become r / (1 + T / (2h)), never less
@@ -22,40 +19,35 @@ of the recursion knows of c: each factor is multiplied by its root. So v / sqrt(
 stays of one size while v and h go to zero.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ocresnet.control.linearize import Nominal
 from ocresnet.control.settings import Step
-from ocresnet.problem import Problem, objective, per_sample_costs, run, weighted_sum
+from ocresnet.problem import objective, per_sample_costs, run, weighted_sum
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array
 
 
 def sizes(step: Step, nominal: Nominal | None) -> Array | None:
-    """c / sigma of every factor.
+    """c of every factor.
 
     Args:
       step: what the update is made from.
       nominal: of the batch; None where the step has no need of it.
 
     Returns:
-      [1]: of the batch over all devices, with feedback "stacked" and wherever it is the same for
-      all factors; [groups] of all devices, with "joint"; [batch] of this device, with "per_sample".
-      None where all are 1.
+      [1]: of the batch over all devices, with feedback "stacked"; [groups] of all devices, with
+      "joint"; [batch] of this device, with "per_sample". None where all are 1.
     """
-    kind, share = step.settings.region, step.region_share
-    if kind == "fixed":
-        return None if isinstance(share, int | float) and share == 1 else jnp.ones(1) / share
-    gain = _costs(step, nominal)
-    gain -= _lower_bound(step, nominal)
+    if step.settings.region == "fixed":
+        return None
+    gain = _costs(step, nominal) - _lower_bound(step, nominal)
     # What is right to rounding, or below its bound, has nothing to gain and takes no step.
-    half = 1 / (2 * jnp.maximum(gain, jnp.finfo(gain.dtype).tiny ** (1 / 3)))
-    return (half if kind == "square" else jnp.maximum(half, 1.0)) / share
+    square = 1 / (2 * jnp.maximum(gain, jnp.finfo(gain.dtype).tiny ** (1 / 3)))
+    return square if step.settings.region == "square" else jnp.maximum(square, 1.0)
 
 
 def scaled(tree: PyTree, roots: Array) -> PyTree:

@@ -141,7 +141,6 @@ class Step(NamedTuple):
       learning_rate: eta.
       key: for random factors.
       value: J of the batch, where it is known.
-      region_share: sigma.
     """
 
     problem: Problem
@@ -155,7 +154,6 @@ class Step(NamedTuple):
     learning_rate: float | Array
     key: Array
     value: Array | None
-    region_share: float | Array
 
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""

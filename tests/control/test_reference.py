@@ -162,9 +162,7 @@ def test_a_step_is_that_of_the_reference(network, form):
     @quick_jit
     def fast(variables):
         params, stats = variables
-        optimizer = ocnopt(
-            problem, ETA, beta=BETA, curvature=curvature, region="fixed", **choices
-        )
+        optimizer = ocnopt(problem, ETA, beta=BETA, curvature=curvature, region="fixed", **choices)
         gradient = jax.grad(lambda params: objective(problem, params, stats, *batch))(params)
         return optimizer.update(
             gradient, optimizer.init(params), params, batch=batch, batch_stats=stats

@@ -3,7 +3,6 @@
 Notation: that of `ocresnet/control/region.py`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.settings import Settings
 from ocresnet.costs import Cost, cross_entropy, make_cost
 from ocresnet.problem import Problem, objective, objective_of_outputs, per_sample_costs, run
-from ocresnet.systems.system import Variables
 from tests.control.dense import bellman, split, walk
 from tests.control.networks import (
     BATCH,
@@ -59,15 +57,11 @@ def cost_of(case: Setting) -> float:
     return float(objective(case.problem, case.params, {}, *case.batch))
 
 
-def half_square(case: Setting, M: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, float]:
+def newton_step(case: Setting) -> tuple[np.ndarray, float]:
     """M^-1 g and g^T M^-1 g / (2 J)."""
     g = flat(case, case.gradient)
-    return M(g), g @ M(g) / (2 * cost_of(case))
-
-
-def solve(case: Setting) -> Callable[[np.ndarray], np.ndarray]:
-    M = np.asarray(jax.scipy.linalg.block_diag(*case.M))
-    return lambda g: np.linalg.solve(M, g)
+    step = np.linalg.solve(np.asarray(jax.scipy.linalg.block_diag(*case.M)), g)
+    return step, g @ step / (2 * cost_of(case))
 
 
 # In closed form
@@ -87,7 +81,7 @@ def test_the_square_along_linear_dynamics_is_ngn(network):
 
 def test_a_large_learning_rate_gives_twice_polyak_s_step():
     case = setting("own heads")
-    direction, half = half_square(case, solve(case))
+    direction, half = newton_step(case)
     square = {"region": "square", "beta": 1.0, "rollout": "linear"}
     changes, _ = updates(case, 1e13, **square)
     np.testing.assert_allclose(flat(case, changes), -direction / half, rtol=0, atol=1e-11)
@@ -97,7 +91,7 @@ def test_a_large_learning_rate_gives_twice_polyak_s_step():
 def test_the_root_of_the_cost_is_predicted_to_shrink(eta):
     """r becomes r / (1 + T / (2 J)), never less than 0."""
     case = setting("shared heads")
-    _, half = half_square(case, solve(case))
+    _, half = newton_step(case)
     square = {"region": "square", "beta": 1.0, "rollout": "linear"}
     changes, info = updates(case, eta, **square)
     r = np.sqrt(2 * cost_of(case))
@@ -144,9 +138,7 @@ def test_the_scale_of_the_loss_does_not_matter(form):
 
 def test_a_diagonal_curvature_takes_the_same_step_at_any_scale():
     choices = {"region": "square", "curvature": diagonal(0.9, 1e-30)}
-    wanted, got = (
-        updates(scaled_setting(scale), ETA, **choices)[0] for scale in (1.0, 1e-4)
-    )
+    wanted, got = (updates(scaled_setting(scale), ETA, **choices)[0] for scale in (1.0, 1e-4))
     case = setting("own heads")
     np.testing.assert_allclose(flat(case, got), flat(case, wanted), rtol=0, atol=1e-10)
 
@@ -392,19 +384,6 @@ def test_groups_that_are_alike_break_nothing(region, curvature):
 
         for eta in (1.0, 1e3, 1e6):
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step(jnp.float32(eta))))
-
-
-# A share of the region
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_share_of_the_region_and_of_the_rate_is_that_share_of_the_step(form):
-    """Along linear dynamics; whoever walks sees the states of the shorter step."""
-    case = setting("own heads")
-    choices = {"region": "smaller", **FORMS[form], "rollout": "linear"}
-    whole, _ = updates(case, ETA, **choices)
-    part, _ = updates(case, 0.3 * ETA, region_share=0.3, **choices)
-    np.testing.assert_allclose(flat(case, part), 0.3 * flat(case, whole), rtol=0, atol=1e-12)
 
 
 # Refusals
