@@ -200,5 +200,6 @@ def _shrunk(right: Array, gains: Array, gram: Array) -> tuple[Array, Array]:
     inside = roots[:, None] * (vectors.T @ gram @ vectors) * roots
     more, axes = jnp.linalg.eigh((inside + inside.T) / 2)
     basis = roots[:, None] * axes / jnp.sqrt(1 + jnp.maximum(more, 0))
-    shrunk = vectors @ basis @ basis.T
-    return shrunk @ (vectors.T @ right / roots**2), shrunk @ vectors.T
+    shrunk = basis @ basis.T
+    gains = vectors @ shrunk @ vectors.T
+    return vectors @ (shrunk @ (vectors.T @ right / roots**2)), (gains + gains.T) / 2

@@ -171,6 +171,8 @@ class OCNOpt(CurvatureOptimizer):
             value = getattr(self, name)
             number = is_number(value) or (name == "value_beta" and value is None)
             require(name, value, number, "a number, at least 0")
+        bound = self.lower_bound
+        require("lower_bound", bound, bound is None or is_number(bound), "a number, or None")
         super().__post_init__()
         require_one_of("value_update", self.value_update, get_args(ValueUpdate))
         settings = Settings(**self.choices(1))

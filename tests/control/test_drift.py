@@ -148,6 +148,33 @@ def test_the_predicted_change_is_that_of_the_step_really_taken(form):
             np.testing.assert_allclose(info.deviations, so_far, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("eta", [ETA, 1e6])
+def test_weights_decay_by_the_step_that_was_taken(eta):
+    """eta rho, the learning rate that the policy really had, stays finite; at first it is 0."""
+    case = setting("own heads")
+    choices = {"rollout": "linear", "region": "fixed", "beta": BETA, "curvature": case.curvature}
+
+    @quick_jit
+    def two_steps(params):
+        optimizer = ocnopt(case.problem, eta, weight_decay=DECAY, **choices)
+        state, results = optimizer.init(params), []
+        for _ in range(2):
+            changes, state = optimizer.update(case.gradient, state, params, batch=case.batch)
+            results.append((changes, state[0].share))
+        return results
+
+    (first, share), (second, _) = two_steps(case.params)
+    g, theta = flat(case, case.gradient), flat(case, case.params)
+    A = np.asarray(jax.scipy.linalg.block_diag(*case.M)) / eta
+    rho = 1 / (1 + BETA * g @ np.linalg.solve(A, g))
+    np.testing.assert_allclose(share, rho, rtol=1e-6)
+    Q = A + BETA * np.outer(g, g)
+    for changes, s in ((first, 0.0 * theta), (second, -eta * float(share) * DECAY * theta)):
+        u = -np.linalg.solve(Q, g + BETA * g * (g @ s))
+        np.testing.assert_allclose(flat(case, changes), s + u, rtol=0, atol=1e-9)
+    assert np.abs(s).max() > 0.01 * np.abs(u).max()
+
+
 def test_the_cost_changes_as_predicted():
     """Up to second order in the step; momentum without a history changes nothing."""
     case, eta = setting("own heads"), 1e-3

@@ -175,7 +175,13 @@ def test_a_step_is_that_of_the_reference(network, form, region):
         each = [objective_of_outputs(problem, outputs[:, part], batch[1][part]) for part in parts]
         return jnp.stack(each)
 
-    bound = float(costs(variables.params).min()) - 0.2
+    each, factors = (quick_jit(f)(variables.params) for f in (costs, jax.jacobian(costs)))
+    bound = float(each.min()) - 0.2
+    size, damping = sizes_of(region, each - bound), 1.0
+    for group in range(groups if form == "joint" else 0):
+        own = split(problem.system, jax.tree.map(lambda leaf, g=group: leaf[g], factors))
+        along = sum(v @ np.linalg.solve(m, v) for m, v in zip(M, own, strict=True))
+        damping += coupled.DAMPING * ETA * BETA / groups**2 * size[group] * along
     choices = {"beta": BETA, "curvature": curvature, "region": region, "lower_bound": bound}
 
     @quick_jit
@@ -190,20 +196,12 @@ def test_a_step_is_that_of_the_reference(network, form, region):
     @quick_jit
     def dense_step(variables):
         chain = reference.make_chain(problem, variables, batch[0])
-        size = sizes_of(region, costs(variables.params) - bound)
         last = reference.terminal(problem, chain, batch[1], BETA, groups=groups, sizes=size)
-        damping = 1.0
-        if form == "joint":
-            factors = jax.jacobian(costs)(variables.params)
-            for group in range(groups):
-                own = split(problem.system, jax.tree.map(lambda leaf, g=group: leaf[g], factors))
-                along = sum(v @ jnp.linalg.solve(m, v) for m, v in zip(M, own, strict=True))
-                damping += coupled.DAMPING * ETA * BETA / groups * size[group] * along / groups
         still = [jnp.zeros_like(theta) for theta in chain.controls]
         policies, _ = reference.bellman(chain, last, [damping * own / ETA for own in M], still)
-        return reference.roll_out(chain, policies, still), size
+        return reference.roll_out(chain, policies, still)
 
-    got, (wanted, size) = split(problem.system, fast(variables)), dense_step(variables)
+    got, wanted = split(problem.system, fast(variables)), dense_step(variables)
     assert np.ptp(size) > 0.1 or groups == 1
     assert np.abs(size - 1).max() > 0.1
     for stage, (own, expected) in enumerate(zip(got, wanted, strict=True)):
