@@ -257,7 +257,8 @@ def ocnopt(
       computing it again, and `value=`, J of the batch, which saves a forward pass where "stacked"
       feedback has no nominal trajectory. Where the gradients are the very arrays of
       `nominal.gradient`, a column less is solved for, and the region bounds all of the step: of a
-      gradient that was computed apart, the rounding is multiplied with the learning rate. The inner state's `info` has the diagnostics.
+      gradient that was computed apart, the rounding is multiplied with the learning rate. The inner
+      state's `info` has the diagnostics.
 
       Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
       micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
