@@ -14,9 +14,10 @@ Three factors (`ocnopt` offers them as `factor=`):
                squared error: the unit vectors, S^T S = I.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -42,11 +43,13 @@ class Cost:
         tree that the value understands (labels and a teacher's logits, say).
       exact: logits [..., classes] -> [columns, ..., classes], or None if it is not known.
       sampled: (key, logits [..., classes]) -> [..., classes], or None if it is not known.
+      lower_bound: number of classes -> the least value there is; None: 0.
     """
 
     value: PerSampleLoss
     exact: Callable[[Array], Array] | None = None
     sampled: Callable[[Array, Array], Array] | None = None
+    lower_bound: Callable[[int], float] | None = None
 
 
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
@@ -88,7 +91,15 @@ def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
     # The curvature does not depend on the target: it is that of every smoothing.
     if loss == "l2":
         return Cost(value, _squared_error_exact, _squared_error_sampled)
-    return Cost(value, _cross_entropy_exact, _cross_entropy_sampled)
+    bound = partial(_entropy_of_target, label_smoothing) if label_smoothing else None
+    return Cost(value, _cross_entropy_exact, _cross_entropy_sampled, bound)
+
+
+def _entropy_of_target(label_smoothing: float, classes: int) -> float:
+    """The cross-entropy of logits that reproduce a smoothed target."""
+    rest = label_smoothing / classes
+    right = 1 - label_smoothing + rest
+    return -(right * math.log(right) + (classes - 1) * rest * math.log(rest))
 
 
 def _cross_entropy_exact(logits: Array) -> Array:

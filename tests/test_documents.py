@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from ocresnet import MLPConfig, Problem, TrainingConfig, fit, for_dataset, linearize, ocnopt
+from ocresnet.control.curvature import identity
 from ocresnet.control.linearize import Keep
 from ocresnet.systems.families import FAMILIES, describe, from_description
 
@@ -85,7 +86,8 @@ def test_a_contributed_decision_replaces_the_policy(contributed, rollout):
     architecture = MLPConfig(hidden=(3, 3), classes=3, image_shape=(2, 2, 1))
     problem = Problem(architecture.system())
     params = architecture.init(jax.random.key(0)).params
-    tx = ocnopt(problem, 0.1, value_update=contributed["base_optimizer"], rollout=rollout)
+    decision = contributed["base_optimizer"]
+    tx = ocnopt(problem, 0.1, curvature=identity(), value_update=decision, rollout=rollout)
     nominal = linearize(problem, params, {}, *batch(), keep=Keep(trajectory=True))
     got, _ = tx.update(nominal.gradient, tx.init(params), params, batch=batch(), nominal=nominal)
     jax.tree.map(

@@ -17,9 +17,9 @@ ALONE: dict[Base, Optimizer] = {
 }
 
 WITH_FEEDBACK: dict[Base, Optimizer] = {
-    "sgd": OCNOpt(schedule="constant", curvature="identity"),
-    "rmsprop": OCNOpt(schedule="constant", curvature="diagonal"),
-    "ekfac": OCNOpt(schedule="constant", curvature="ekfac"),
+    "sgd": OCNOpt(schedule="constant", curvature="identity", region="fixed"),
+    "rmsprop": OCNOpt(schedule="constant", curvature="diagonal", region="fixed"),
+    "ekfac": OCNOpt(schedule="constant", curvature="ekfac", region="fixed"),
 }
 
 

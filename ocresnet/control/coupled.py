@@ -2,7 +2,8 @@
 
 Notation
     g       gradient of the batch, as it came in
-    v_f     factors: the gradient itself ("stacked"), or one or more of each of R groups ("joint")
+    v_f     factors: the gradient itself ("stacked"), or one or more of each of R groups ("joint"),
+            each times the root of its size (`region.py`)
     C       columns: g and the factors, or the factors alone where g is known to be their mean
     s       what momentum and weight decay change anyway
     kappa   beta / R
@@ -26,12 +27,16 @@ from jax import lax
 
 from ocresnet.control import stages
 from ocresnet.control.linearize import Nominal
+from ocresnet.control.region import scaled, sizes
 from ocresnet.control.rollout import Walked, nonlinear_rollout
 from ocresnet.control.settings import Applied, Settings, Step
 from ocresnet.control.value import Policy, Value, linear_rollout, value_recursion
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array
+
+DAMPING = 0.1
+"""Of the joint form, relative to the curvature that a group has on its own (`_damping`)."""
 
 GROUPS = "groups"
 """Name of the mapped axis over the groups of a batch that run side by side."""
@@ -46,6 +51,8 @@ class Columns(NamedTuple):
       drift: p_k, what the drift does to the factors at every stage, [stages, F].
       weights: coordinates of the gradient in the columns, [C].
       groups: how many the batch has, over all devices.
+      roots: what the factors were multiplied by, [F] or [1]; None: by nothing.
+      damping: what M was multiplied by (`_damping`).
     """
 
     solved: PyTree
@@ -53,6 +60,8 @@ class Columns(NamedTuple):
     drift: Array
     weights: Array
     groups: int
+    roots: Array | None
+    damping: float | Array
 
 
 def make_columns(step: Step, nominal: Nominal | None) -> Columns:
@@ -64,6 +73,10 @@ def make_columns(step: Step, nominal: Nominal | None) -> Columns:
     """
     settings, system = step.settings, step.problem.system
     columns, weights, rank = _columns(settings, step.gradient, nominal)
+    size = sizes(step, nominal)
+    roots = None if size is None else jnp.sqrt(size)
+    if roots is not None:
+        columns, weights = _with_scaled_factors(columns, weights, rank, roots)
     if len(weights) == 1:
         solved = _lead(step.solve(jax.tree.map(lambda leaf: leaf[0], columns)))
     else:
@@ -76,7 +89,13 @@ def make_columns(step: Step, nominal: Nominal | None) -> Columns:
     groups = settings.groups
     if settings.feedback == "joint" and settings.axis_name is not None:
         groups *= lax.axis_size(settings.axis_name)
-    return Columns(solved, gram, drift, weights.astype(gram.dtype), groups)
+    damping: float | Array = 1.0
+    if settings.feedback == "joint" and settings.region != "fixed":
+        factors = jnp.sum(gram, axis=(0, 1))[-rank:, -rank:]
+        damping = _damping(settings.weight_of_value / groups * factors)
+        solved = jax.tree.map(lambda leaf: leaf / damping.astype(leaf.dtype), solved)
+        gram /= damping
+    return Columns(solved, gram, drift, weights.astype(gram.dtype), groups, roots, damping)
 
 
 def solve_value(step: Step, columns: Columns) -> Policy:
@@ -107,13 +126,18 @@ def roll_out(step: Step, nominal: Nominal | None, columns: Columns, policy: Poli
         walked = Walked(stages.combine_stages(system, used, columns.solved), used, deviations)
 
     weights = columns.weights
-    norms = jnp.einsum("kncd,c,d->k", gram, weights, weights)
+    norms = columns.damping * jnp.einsum("kncd,c,d->k", gram, weights, weights)
     changes = jnp.einsum("kncd,c,knd->k", gram, weights, walked.weights)
+    deviations = walked.deviations
+    if columns.roots is not None:
+        deviations /= columns.roots
+    total = jnp.sum(norms)
     return Applied(
         walked.directions,
-        trust=jnp.sum(norms),
+        share=jnp.sum(changes) / jnp.where(total > 0, total, 1.0),
+        trust=total,
         weights=changes / jnp.where(norms > 0, norms, 1.0),
-        deviations=jnp.mean(walked.deviations, axis=-1),
+        deviations=jnp.mean(deviations, axis=-1),
     )
 
 
@@ -123,6 +147,10 @@ def _walk(
     trajectory, inputs = nominal.trajectory, step.batch[0]
     assert trajectory is not None
     runs = trajectory.outputs.shape[0]
+    gather = _gather(step.settings, runs)
+
+    def of_factors(own: Array) -> Array:
+        return gather(own) if columns.roots is None else columns.roots * gather(own)
 
     def rollout(inputs: PyTree, trajectory: PyTree) -> Walked:
         return nonlinear_rollout(
@@ -135,7 +163,7 @@ def _walk(
             step.drift,
             step.learning_rate,
             kappa,
-            _gather(step.settings, runs),
+            of_factors,
         )
 
     if runs == 1:
@@ -164,6 +192,26 @@ def _columns(
         return factors, jnp.full(count, 1 / count), count
     columns = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), dict(gradient), factors)
     return columns, jnp.zeros(count + 1).at[0].set(1.0), count
+
+
+def _with_scaled_factors(
+    columns: PyTree, weights: Array, rank: int, roots: Array
+) -> tuple[PyTree, Array]:
+    """The same with sqrt(c) v in the place of every factor v."""
+    first = len(weights) - rank
+    all_roots = jnp.concatenate([jnp.ones(first, roots.dtype), jnp.broadcast_to(roots, (rank,))])
+    return scaled(columns, all_roots), weights / all_roots
+
+
+def _damping(gram: Array) -> Array:
+    """1 + damping t, where t is the mean of kappa eta v_f^T M^-1 v_f over the factors, the diagonal
+    of `gram` [F, F].
+
+    Every group wants the root of its own cost to become zero. Where their factors are alike and
+    their costs are not, that takes an arbitrarily large step. Damping relative to the diagonal
+    (Marquardt 1963) bounds it: it is a learning rate of at most 1 / (damping kappa v^T M^-1 v).
+    """
+    return 1 + DAMPING * jnp.mean(jnp.diag(gram))
 
 
 def is_same(gradient: PyTree, other: PyTree) -> bool:

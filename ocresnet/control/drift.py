@@ -3,11 +3,14 @@
 Notation
     m, mu     accumulator of directions, and its decay
     lambda    weight decay, decoupled from the gradient as in AdamW
+    rho       share of the base optimizer's step that the policy took the last time, in [0, 1]
     s         drift: what a step changes whatever the policy decides
 
-    s = -eta (mu m + lambda theta),   d theta = s + u
+    s = -eta (mu m + rho lambda theta),   d theta = s + u
 
-The policy counts on s (`value.py`); the arithmetic is optax's own.
+The policy counts on s (`value.py`); the arithmetic is optax's own. A policy takes no more of
+-eta M^-1 g than the terminal curvature lets it, however large eta is, and m gathers what it took.
+Weights decay with the rate at which the policy learns, eta rho, and not with eta.
 """
 
 from typing import Any, NamedTuple
@@ -22,38 +25,61 @@ Array = jax.Array
 
 
 class Drift(NamedTuple):
-    """Momentum and decoupled weight decay, as optax has them: what changes besides the policy."""
+    """Momentum and decoupled weight decay, as optax has them: what changes besides the policy.
 
-    parts: tuple[optax.GradientTransformation, ...]
+    Attributes:
+      momentum: mu; None: none.
+      weight_decay: lambda; None: none.
+      mask: which parameters decay, as `optax.add_decayed_weights` takes it.
+    """
+
+    momentum: float | Array | None
+    weight_decay: float | Array | None
+    mask: Any
 
     @classmethod
     def of(cls, momentum: float | Array | None, weight_decay: float | Array, mask: Any) -> "Drift":
-        """Those that are not zero for certain."""
-        parts = []
-        if momentum is not None and not (isinstance(momentum, int | float) and momentum == 0):
-            parts.append(optax.trace(momentum))
-        if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-            parts.append(optax.add_decayed_weights(weight_decay, mask))
-        return cls(tuple(parts))
+        """Without those that are zero for certain."""
+        return cls(
+            None if _is_zero(momentum) else momentum,
+            None if _is_zero(weight_decay) else weight_decay,
+            mask,
+        )
 
     def init(self, params: PyTree) -> optax.OptState:
-        return tuple(part.init(params) for part in self.parts)
+        return tuple(part.init(params) for part in self._parts(1.0))
 
     def update(
-        self, directions: PyTree, state: optax.OptState, params: PyTree
+        self, directions: PyTree, state: optax.OptState, params: PyTree, share: float | Array
     ) -> tuple[PyTree, optax.OptState]:
-        """directions + mu m + lambda theta, and the new accumulators."""
+        """directions + mu m + rho lambda theta, and the new accumulators."""
         states = []
-        for part, own in zip(self.parts, state, strict=True):
+        for part, own in zip(self._parts(share), state, strict=True):
             directions, own = part.update(directions, own, params)
             states.append(own)
         return directions, tuple(states)
 
     def predict(
-        self, state: optax.OptState, params: PyTree, learning_rate: float | Array
+        self,
+        state: optax.OptState,
+        params: PyTree,
+        learning_rate: float | Array,
+        share: float | Array,
     ) -> PyTree | None:
-        """s = -eta (mu m + lambda theta); None where there is neither."""
-        if not self.parts:
+        """s = -eta (mu m + rho lambda theta); None where there is neither."""
+        if self.momentum is None and self.weight_decay is None:
             return None
-        directions, _ = self.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        directions, _ = self.update(jax.tree.map(jnp.zeros_like, params), state, params, share)
         return jax.tree.map(lambda d: -learning_rate * d, dict(directions))
+
+    def _parts(self, share: float | Array) -> list[optax.GradientTransformation]:
+        parts = []
+        if self.momentum is not None:
+            parts.append(optax.trace(self.momentum))
+        if self.weight_decay is not None:
+            parts.append(optax.add_decayed_weights(share * self.weight_decay, self.mask))
+        return parts
+
+
+def _is_zero(number: float | Array | None) -> bool:
+    return number is None or (isinstance(number, int | float) and number == 0)

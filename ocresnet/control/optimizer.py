@@ -26,7 +26,7 @@ from ocresnet.control.checks import (
     check_params,
     check_problem,
 )
-from ocresnet.control.curvature import identity
+from ocresnet.control.curvature import ekfac
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
@@ -34,6 +34,7 @@ from ocresnet.control.settings import (
     Equilibrium,
     Feedback,
     Info,
+    Region,
     RolloutKind,
     Settings,
     Step,
@@ -53,20 +54,22 @@ class OCNOptState(NamedTuple):
     steps: updates done, int32.
     curvature: state of the curvature.
     drift: state of momentum and weight decay.
+    share: rho of the last update, [] (`drift.py`); before the first one 0.
     info: diagnostics of the last update.
     """
 
     steps: Array
     curvature: CurvatureState
     drift: optax.OptState
+    share: Array
     info: Info
 
 
 def scale_by_ocnopt(
     system: System | Problem,
-    learning_rate: float | Array | optax.Schedule,
+    learning_rate: float | Array | optax.Schedule = 1.0,
     *,
-    curvature: Curvature = identity(),
+    curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
     rollout: RolloutKind = "nonlinear",
     beta: float | Array = 1.0,
@@ -78,6 +81,8 @@ def scale_by_ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
+    region: Region | None = None,
+    lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -100,6 +105,8 @@ def scale_by_ocnopt(
         factor,
         1 if groups is None else groups,
         axis_name,
+        region,
+        lower_bound,
     )
     needs_batch = curvature.needs_statistics or not settings.inactive
     form = per_sample if settings.feedback == "per_sample" else coupled
@@ -112,6 +119,7 @@ def scale_by_ocnopt(
             steps=jnp.zeros((), jnp.int32),
             curvature=curvature.init(problem.system, params),
             drift=drift.init(params),
+            share=scalar,
             info=Info(scalar, scalar, stages, stages),
         )
 
@@ -123,6 +131,7 @@ def scale_by_ocnopt(
         batch: tuple[PyTree, PyTree] | None = None,
         batch_stats: PyTree | None = None,
         nominal: Nominal | None = None,
+        value: Array | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, OCNOptState]:
         del extra_args
@@ -136,7 +145,9 @@ def scale_by_ocnopt(
         statistics = _statistics(problem, params, batch_stats, batch, axis_name)
         curvature_state = curvature.update(state.curvature, gradients, samples, statistics)
         if settings.inactive:
-            directions, info = curvature.solve(curvature_state.entries, gradients), state.info
+            directions = curvature.solve(curvature_state.entries, gradients)
+            directions, drift_state = drift.update(directions, state.drift, params, 1.0)
+            share, info = state.share, state.info
         else:
             assert batch is not None
             eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
@@ -147,11 +158,12 @@ def scale_by_ocnopt(
                 Variables(params, batch_stats),
                 batch,
                 gradients,
-                drift.predict(state.drift, params, eta),
+                drift.predict(state.drift, params, eta, state.share),
                 curvature,
                 curvature_state.entries,
                 eta,
                 key,
+                value,
             )
             nominal = _linearized(step, nominal)
             columns = form.make_columns(step, nominal)
@@ -160,21 +172,21 @@ def scale_by_ocnopt(
             directions = jax.tree.map(
                 lambda d, g: d.astype(g.dtype), applied.directions, dict(gradients)
             )
-        directions, drift_state = drift.update(directions, state.drift, params)
-        if not settings.inactive:
+            directions, drift_state = drift.update(directions, state.drift, params, state.share)
             change = -eta * optax.tree.vdot(gradients, directions)
+            share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
-        return directions, OCNOptState(state.steps + 1, curvature_state, drift_state, info)
+        return directions, OCNOptState(state.steps + 1, curvature_state, drift_state, share, info)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def ocnopt(
     system: System | Problem,
-    learning_rate: float | Array | optax.Schedule,
+    learning_rate: float | Array | optax.Schedule = 1.0,
     *,
-    curvature: Curvature = identity(),
+    curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
     rollout: RolloutKind = "nonlinear",
     beta: float | Array = 1.0,
@@ -186,6 +198,8 @@ def ocnopt(
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
+    region: Region | None = None,
+    lower_bound: float | None = None,
     axis_name: str | None = None,
     seed: int | Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -201,7 +215,9 @@ def ocnopt(
     Args:
       system: the network, or a `Problem` where its cost is not the cross-entropy of its last output
         (stage costs, another loss).
-      learning_rate: eta > 0, or a schedule of it over updates.
+      learning_rate: eta > 0, or a schedule of it over updates. 1 is the whole step of Newton's
+        method with the curvature M. The region bounds the step, however large eta is, so that 1 is
+        a choice that need not be tuned; with a schedule that falls to 0 it ends as every other.
       curvature: M_k: `curvature.identity()`, `diagonal()`, `kfac()` or `ekfac()`.
       feedback: "none": the base optimizer. "stacked": the batch is one state, one scalar a stage.
         "per_sample": the papers' form, every sample a problem of its own, policies averaged; not
@@ -228,21 +244,36 @@ def ocnopt(
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
-      weight_decay: decoupled, as in AdamW: eta * weight_decay * theta is subtracted.
+      weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho *
+        weight_decay * theta is subtracted, where rho is the share of -eta M^-1 g that the policy
+        took in the update before, at first 0.
       weight_decay_mask: which parameters decay, as in `optax.add_decayed_weights`.
+      region: size of the terminal curvature, and so of the decrease that a step may predict:
+        "fixed", the papers', at most 1 / beta; "square", of a cost J read as half a square, at most
+        2 (J - lower bound) / beta, which makes the learning rate matter less the larger it is;
+        "smaller", whichever of the two is smaller. None: "smaller"; with a factor that is not the
+        gradient "fixed", the only one for it. J is that of the batch, of a group, of a sample, as
+        the feedback has it.
+      lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
+        it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.
       seed: of random factors.
 
     Returns:
       A transformation whose `update(gradients, state, params, batch=(inputs, targets))` also takes
-      `batch_stats=` (the network's, where it has some; they are read, never returned) and
-      `nominal=`, the result of `linearize` for the same batch with `keep=Settings(...).keep`, which
-      saves computing it again. Where the gradients are the very arrays of `nominal.gradient`, a
-      column less is solved for. The inner state's `info` has the diagnostics.
+      `batch_stats=` (the network's, where it has some; they are read, never returned), `nominal=`,
+      the result of `linearize` for the same batch with `keep=Settings(...).keep`, which saves
+      computing it again, and `value=`, J of the batch, which saves a forward pass where "stacked"
+      feedback has no nominal trajectory. Where the gradients are the very arrays of
+      `nominal.gradient`, a column less is solved for, and the region bounds all of the step: of a
+      gradient that was computed apart, the rounding is multiplied with the learning rate. The inner
+      state's `info` has the diagnostics.
 
       Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
       micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
-      K-FAC's statistics are those of `batch`, the last of them. What follows ocnopt in a chain must
+      K-FAC's statistics are those of `batch`, the last of them. A region that is not "fixed"
+      compares gradient and cost: with "stacked" feedback and a linear rollout, which know no other
+      gradient, a clipped one is taken for a longer way to go. What follows ocnopt in a chain must
       leave the step as it is: the policy cannot know of a clip or of `optax.apply_every` after it.
       With `optax.inject_hyperparams`, `groups` and a mask or `value_update` that is a function are
       `static_args`.
@@ -253,7 +284,7 @@ def ocnopt(
         parameters.
 
     Example:
-      >>> tx = ocnopt(system, learning_rate=0.1, curvature=ekfac(), feedback="stacked")
+      >>> tx = ocnopt(system)
       >>> updates, state = tx.update(gradients, state, params, batch=(inputs, targets))
     """
     if isinstance(learning_rate, (int, float)) and not 0 < learning_rate < float("inf"):
@@ -275,6 +306,8 @@ def ocnopt(
         momentum=momentum,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
+        region=region,
+        lower_bound=lower_bound,
         axis_name=axis_name,
         seed=seed,
     )

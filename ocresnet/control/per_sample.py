@@ -31,6 +31,7 @@ from ocresnet.control.coupled import is_same
 from ocresnet.control.curvature.protocol import of_segment
 from ocresnet.control.linearize import Keep, Nominal, linearize
 from ocresnet.control.per_sample_stages import Samples, inner, inner_of_outputs, run_stage
+from ocresnet.control.region import sizes
 from ocresnet.control.settings import Applied, Settings, Step
 from ocresnet.control.value import Policy, Value, applied_weights, value_recursion
 from ocresnet.systems import fold as folds
@@ -49,6 +50,7 @@ class SampleColumns(NamedTuple):
       drift: p_i,k, [stages, batch, F].
       scale: c, [].
       rest: -M^-1 r, a tree like the parameters; None where r is known to be nothing.
+      sizes: c of every sample's factor (`region.py`), [batch].
     """
 
     samples: dict[str, Samples]
@@ -56,6 +58,7 @@ class SampleColumns(NamedTuple):
     drift: Array
     scale: Array
     rest: PyTree | None
+    sizes: Array
 
 
 def make_columns(step: Step, nominal: Nominal | None) -> SampleColumns:
@@ -88,7 +91,9 @@ def make_columns(step: Step, nominal: Nominal | None) -> SampleColumns:
         stages.concatenated(system, {name: result[part] for name, result in results.items()})
         for part in (0, 1)
     )
-    return SampleColumns(samples, step.learning_rate * gram, effects, scale, rest)
+    size = sizes(step, nominal)
+    each = jnp.broadcast_to(1.0 if size is None else size, gram.shape[1:2]).astype(gram.dtype)
+    return SampleColumns(samples, step.learning_rate * gram, effects, scale, rest, each)
 
 
 def solve_value(step: Step, columns: SampleColumns) -> Policy:
@@ -96,12 +101,12 @@ def solve_value(step: Step, columns: SampleColumns) -> Policy:
     gram = columns.gram
     weights = jnp.zeros(gram.shape[-1], gram.dtype).at[0].set(columns.scale)
     last = Value(weights, jnp.eye(columns.drift.shape[-1], dtype=gram.dtype))
-    kappa, decide = step.settings.weight_of_value, step.settings.decision
+    kappa, decide = step.settings.weight_of_value * columns.sizes, step.settings.decision
     return jax.vmap(
-        lambda gram, drift: value_recursion(gram, drift, last, kappa, decide),
-        in_axes=1,
+        lambda gram, drift, kappa: value_recursion(gram, drift, last, kappa, decide),
+        in_axes=(1, 1, 0),
         out_axes=1,
-    )(gram, columns.drift)
+    )(gram, columns.drift, kappa)
 
 
 def roll_out(
@@ -117,7 +122,8 @@ def roll_out(
         name: (own, Policy(weights[name], gains[name])) for name, own in columns.samples.items()
     }
     reached = jnp.zeros(columns.drift.shape[1:], gram.dtype)
-    _, results = fold(system, partial(_roll_out_stage, step), (start, reached), given)
+    kappa = settings.beta * columns.sizes
+    _, results = fold(system, partial(_roll_out_stage, step, kappa), (start, reached), given)
 
     directions = {name: result[0] for name, result in results.items() if name in step.gradient}
     if columns.rest is not None:
@@ -128,9 +134,11 @@ def roll_out(
     )
     change = jnp.einsum("kbnc,kbnc->kb", gram[:, :, :, 0, :], used)
     own = jnp.sum(gram[:, :, :, 0, 0], axis=2)
+    total = _mean(settings, jnp.sum(own, axis=0))
     return Applied(
         directions,
-        trust=_mean(settings, jnp.sum(own, axis=0)),
+        share=_mean(settings, jnp.sum(change, axis=0)) / jnp.where(total > 0, total, 1.0),
+        trust=total,
         weights=_mean(settings, change / jnp.where(own > 0, own, 1.0), axis=1),
         deviations=_mean(settings, jnp.mean(deviations, axis=-1), axis=1),
     )
@@ -138,6 +146,7 @@ def roll_out(
 
 def _roll_out_stage(
     step: Step,
+    kappa: Array,
     segment: Segment,
     carry: tuple[PyTree, Array],
     given: tuple[Samples, Policy],
@@ -148,7 +157,7 @@ def _roll_out_stage(
     nonlinear = settings.rollout == "nonlinear"
     change = jax.tree.map(jnp.subtract, state, samples.state) if nonlinear else state
     deviation = reached + inner(samples.costates, change)
-    weights = jax.vmap(applied_weights, in_axes=(0, 0, None))(policy, deviation, settings.beta)
+    weights = jax.vmap(applied_weights)(policy, deviation, kappa)
 
     params, name = samples.stage.params, segment.name
     direction = _by_player(

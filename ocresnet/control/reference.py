@@ -164,11 +164,13 @@ def terminal(
     beta: float,
     factor: Factor = "gradient",
     groups: int = 1,
+    sizes: Sequence[float] | Array | None = None,
 ) -> Value:
     """V_x and V_xx of the last state.
 
     V_x is the gradient of J, the mean over the batch. V_xx is beta times its Hessian ("exact"), or
-    times the mean over equal groups of the batch of the outer products of their own gradients.
+    times the mean over equal groups of the batch of the outer products of their own gradients, each
+    times the size that the group has in `sizes` (None: 1; `region.py`).
     """
     batch = jax.tree.leaves(targets)[0].shape[0]
 
@@ -182,7 +184,8 @@ def terminal(
     if factor == "exact":
         curvature = jax.hessian(cost)(chain.states[-1], slice(None))
     else:
-        curvature = gradients.T @ gradients / groups
+        scale = jnp.ones(groups) if sizes is None else jnp.asarray(sizes)
+        curvature = gradients.T @ (scale[:, None] * gradients) / groups
     return Value(jnp.mean(gradients, axis=0), beta * curvature)
 
 

@@ -1,5 +1,6 @@
 """The choices that define an OCNOpt step, checked when they are made, and what a step is given."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -19,6 +20,7 @@ Feedback = Literal["none", "per_sample", "stacked", "joint"]
 RolloutKind = Literal["nonlinear", "linear"]
 ValueUpdate = Literal["exact", "clipped"]
 Equilibrium = Literal["cooperative", "nash"]
+Region = Literal["fixed", "square", "smaller"]
 
 DECISIONS: dict[tuple[Equilibrium, ValueUpdate], Decision] = {
     ("cooperative", "exact"): joint_minimum,
@@ -44,14 +46,20 @@ class Settings:
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
+    region: Region | None = None
+    lower_bound: float | None = None
 
     def __post_init__(self) -> None:
+        if self.region is None:
+            own: Region = "smaller" if self.factor == "gradient" else "fixed"
+            object.__setattr__(self, "region", own)
         for name, kind in (
             ("feedback", Feedback),
             ("rollout", RolloutKind),
             ("value_update", ValueUpdate),
             ("equilibrium", Equilibrium),
             ("factor", Factor),
+            ("region", Region),
         ):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed and not (name == "value_update" and callable(value)):
@@ -60,6 +68,14 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, but must be a number, at least 0.")
+        if self.region != "fixed" and self.factor != "gradient":
+            raise ValueError(
+                f"region is {self.region!r}, which measures the gradient by the cost; with factor "
+                f"{self.factor!r}, which has the size of the cost's Hessian, it must be 'fixed'."
+            )
+        bound = self.lower_bound
+        if isinstance(bound, (int, float)) and not math.isfinite(bound):
+            raise ValueError(f"lower_bound is {bound!r}, but must be a number, or None.")
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "
@@ -140,6 +156,7 @@ class Step(NamedTuple):
       entries: of its state.
       learning_rate: eta.
       key: for random factors.
+      value: J of the batch, where it is known.
     """
 
     problem: Problem
@@ -152,6 +169,7 @@ class Step(NamedTuple):
     entries: Entries
     learning_rate: float | Array
     key: Array
+    value: Array | None
 
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""
@@ -182,10 +200,12 @@ class Applied(NamedTuple):
 
     Attributes:
       directions: -u / eta, a tree like the parameters.
+      share: of the change of the cost that a step of the base optimizer predicts, [].
       trust, weights, deviations: as in `Info`.
     """
 
     directions: PyTree
+    share: Array
     trust: Array
     weights: Array
     deviations: Array

@@ -86,13 +86,9 @@ def joint_minimum(
     factors = gains.shape[0]
     first = weights.shape[0] - factors
     own = jnp.sum(gram, axis=0)[first:]
-    scaled = kappa * gains
-    right = weights[first:] + scaled @ (drift - own[:, :first] @ weights[:first])
-    matrix = jnp.eye(factors, dtype=gram.dtype) + scaled @ own[:, first:]
-    solved = _solve(matrix, jnp.concatenate([right[:, None], gains], axis=1))
-    weights = jnp.concatenate([weights[:first], solved[:, 0]])
-    gains = (solved[:, 1:] + solved[:, 1:].T) / 2
-    value = Value(weights, gains)
+    right = weights[first:] + kappa * gains @ (drift - own[:, :first] @ weights[:first])
+    solved, gains = _shrunk(right, gains, kappa * own[:, first:])
+    value = Value(jnp.concatenate([weights[:first], solved]), gains)
     return _for_all(value, gram), value
 
 
@@ -185,8 +181,27 @@ def _unroll(stages: int, factors: int) -> int:
     return stages if factors == 1 and stages <= 64 else 1
 
 
-def _solve(matrix: Array, right: Array) -> Array:
-    """matrix^-1 right; a division where there is one unknown."""
-    if matrix.shape[0] == 1:
-        return right / matrix
-    return jnp.linalg.solve(matrix, right)
+def _shrunk(right: Array, gains: Array, gram: Array) -> tuple[Array, Array]:
+    """S right and S N, where S = (I + N Gamma)^-1.
+
+    Gamma can be as ill-conditioned as its factors are alike, and as large as eta is. So the system
+    is made symmetric: with the root R of N, S N = R (I + R Gamma R)^-1 R and S = S N N^-1, whose
+    eigenvalues are known to be at least 1, and at least 0, whatever rounding makes of them.
+
+    Args:
+      right: [F].
+      gains: N, [F, F].
+      gram: kappa Gamma, [F, F].
+    """
+    if len(right) == 1:
+        shrink = 1 + gains[0] * gram[0]
+        return right / shrink, gains / shrink
+    values, vectors = jnp.linalg.eigh((gains + gains.T) / 2)
+    roots = jnp.sqrt(jnp.maximum(values, jnp.finfo(gram.dtype).eps * jnp.max(values)))
+    # In the eigenvectors of N, where its root is diagonal.
+    inside = roots[:, None] * (vectors.T @ gram @ vectors) * roots
+    more, axes = jnp.linalg.eigh((inside + inside.T) / 2)
+    basis = roots[:, None] * axes / jnp.sqrt(1 + jnp.maximum(more, 0))
+    shrunk = basis @ basis.T
+    gains = vectors @ shrunk @ vectors.T
+    return vectors @ (shrunk @ (vectors.T @ right / roots**2)), (gains + gains.T) / 2

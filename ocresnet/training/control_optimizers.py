@@ -14,7 +14,14 @@ from ocresnet.control.checks import check_curvature
 from ocresnet.control.curvature import Coupling, Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.settings import Equilibrium, Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.control.settings import (
+    Equilibrium,
+    Feedback,
+    Region,
+    RolloutKind,
+    Settings,
+    ValueUpdate,
+)
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -151,9 +158,15 @@ class OCNOpt(CurvatureOptimizer):
       factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
+      learning_rate: alpha, before the schedule; 1 is the whole step of Newton's method, as far as
+        the region lets it, and need not be tuned.
+      region: size of the terminal curvature: that of the papers, that of the cost read as half a
+        square, or whichever gives the smaller trust region (`control/region.py`); None: the
+        smaller one, where the factor is the gradient.
+      lower_bound: of the cost; None: that of the loss.
     """
 
-    learning_rate: float = 0.01
+    learning_rate: float = 1.0
     curvature: CurvatureName = "ekfac"
     feedback: Feedback = "stacked"
     rollout: RolloutKind = "nonlinear"
@@ -163,15 +176,26 @@ class OCNOpt(CurvatureOptimizer):
     equilibrium: Equilibrium = "cooperative"
     factor: Factor = "gradient"
     groups: int = 1
+    region: Region | None = None
+    lower_bound: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta", "value_beta"):
             value = getattr(self, name)
             number = is_number(value) or (name == "value_beta" and value is None)
             require(name, value, number, "a number, at least 0")
+        bound = self.lower_bound
+        require("lower_bound", bound, bound is None or is_number(bound), "a number, or None")
         super().__post_init__()
         require_one_of("value_update", self.value_update, get_args(ValueUpdate))
-        Settings(**self.choices(1))
+        settings = Settings(**self.choices(1))
+        alone = settings.gradient_is_factor and not settings.walks and not settings.inactive
+        if self.gradient_clip > 0 and alone and settings.region != "fixed":
+            raise ValueError(
+                f"gradient_clip is {self.gradient_clip}, but region {settings.region!r} compares "
+                "the gradient with the cost, and takes a clipped one for a longer way to go: set "
+                "gradient_clip to 0, or region to 'fixed', or rollout to 'nonlinear'."
+            )
         check_curvature(self.curvature_of_controls(), self.equilibrium)
 
     @property
@@ -188,6 +212,8 @@ class OCNOpt(CurvatureOptimizer):
             "equilibrium": self.equilibrium,
             "factor": self.factor,
             "groups": -(-self.groups // devices),
+            "region": self.region,
+            "lower_bound": self.lower_bound,
         }
 
     def keep_on(self, devices: int) -> Keep:

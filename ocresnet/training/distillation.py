@@ -73,10 +73,15 @@ def distillation_cost(cost: Cost, weight: float, temperature: float) -> Cost:
         column = scale_of_loss * cost.sampled(first, logits)
         return column + scale_of_teacher * cross_entropy.sampled(second, logits / temperature)
 
+    def lower_bound(classes: int) -> float:
+        assert cost.lower_bound is not None
+        return (1 - weight) * cost.lower_bound(classes)
+
     return Cost(
         value,
         exact if cost.exact is not None else None,
         sampled if cost.sampled is not None else None,
+        lower_bound if cost.lower_bound is not None else None,
     )
 
 

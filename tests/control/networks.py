@@ -236,7 +236,7 @@ def updates(case: Setting, eta: float | jax.Array = ETA, **choices: Any) -> Any:
 
 def stepper(case: Setting, nominal: Any = None, **choices: Any) -> Callable:
     """The first step as a function of the learning rate."""
-    choices = {"beta": BETA, "curvature": case.curvature, **choices}
+    choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
 
     @quick_jit
     def step(eta):

@@ -46,7 +46,8 @@ def assert_close(got: Any, wanted: Any, tolerance: float = 1e-12) -> None:
 
 
 def own(case: Setting, **choices: Any) -> optax.GradientTransformationExtraArgs:
-    return ocnopt(case.problem, ETA, beta=BETA, curvature=case.curvature, **choices)
+    fixed = {"beta": BETA, "curvature": case.curvature, "region": "fixed"}
+    return ocnopt(case.problem, ETA, **fixed, **choices)
 
 
 # Before it

@@ -20,11 +20,11 @@ from tests.quick import QUICK, quick_jit
 
 ETA = 0.3
 FORMS: dict[str, dict[str, Any]] = {
-    "linear": {"rollout": "linear"},
+    "linear": {"rollout": "linear", "region": "square"},
     "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
+    "joint": {"feedback": "joint", "groups": 2, "region": "square"},
     "joint exact": {"feedback": "joint", "factor": "exact"},
-    "per_sample": {"feedback": "per_sample"},
+    "per_sample": {"feedback": "per_sample", "region": "square"},
 }
 SAMPLES = {"linear": 2, "stacked": 2, "joint": 2, "joint exact": 1, "per_sample": 2}  # a device
 DEVICES = 8
@@ -118,7 +118,8 @@ def test_batch_norm_over_the_devices():
         params, stats = to_float64(random_variables(config))
         batch = jnp.asarray(random_images(config, 2 * DEVICES)), jnp.arange(2 * DEVICES) % 3
         problem = residual_network()
-        optimizer = ocnopt(problem, eta)
+        choices = {"curvature": identity(), "region": "square"}
+        optimizer = ocnopt(problem, eta, **choices)
         state = optimizer.init(params)
 
         @quick_jit
@@ -137,7 +138,8 @@ def test_batch_norm_over_the_devices():
         jax.tree.map(np.testing.assert_array_equal, other, (wanted, info, change))
 
         problem = residual_network("batch")
-        got = over_devices(problem, ocnopt(problem, eta, axis_name="batch"), params, stats, batch)
+        split = ocnopt(problem, eta, axis_name="batch", **choices)
+        got = over_devices(problem, split, params, stats, batch)
         assert_close(jax.tree.map(lambda leaf: leaf[3], got[0]), wanted, 1e-11)
 
 
@@ -179,7 +181,7 @@ def test_random_layers_are_the_same_in_both_passes(form):
 
         @quick_jit
         def deviations(eta):
-            optimizer = ocnopt(problem, eta, **FORMS[form])
+            optimizer = ocnopt(problem, eta, curvature=identity(), **FORMS[form])
             gradient = gradients(params, batch, problem, stats)
             state = optimizer.init(params)
             _, state = optimizer.update(gradient, state, params, batch=batch, batch_stats=stats)

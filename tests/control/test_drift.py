@@ -1,6 +1,7 @@
 """Momentum and weight decay: the policy counts on the step that is really taken.
 
-s = -eta (mu m + lambda theta) is what they change anyway, m the accumulator before the step.
+s = -eta (mu m + rho lambda theta) is what they change anyway, m the accumulator and rho the share
+of the base optimizer's step before this one.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 from ocresnet.control import reference
-from ocresnet.control.curvature import ekfac
+from ocresnet.control.curvature import ekfac, identity
 from ocresnet.control.optimizer import ocnopt, scale_by_curvature
 from ocresnet.problem import objective
 from ocresnet.systems.system import Variables
@@ -31,7 +32,7 @@ from tests.control.networks import (
 )
 from tests.quick import quick_jit
 
-MOMENTUM, DECAY = 0.9, 0.3
+MOMENTUM, DECAY, SHARE = 0.9, 0.5, 0.6
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
     "stacked": {},
@@ -49,15 +50,16 @@ def float64():
 
 
 def stepper(case: Setting, **choices: Any) -> Callable:
-    """An update and its diagnostics, as a function of the accumulator."""
-    choices = {"beta": BETA, "curvature": case.curvature, **choices}
+    """An update and its diagnostics, as a function of the accumulator, after a share of SHARE."""
+    choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
 
     @quick_jit
     def step(accumulator):
         optimizer = ocnopt(case.problem, ETA, momentum=MOMENTUM, weight_decay=DECAY, **choices)
         own, rate = optimizer.init(case.params)
         trace, *rest = own.drift
-        own = own._replace(drift=(trace._replace(trace=accumulator), *rest))
+        drift = trace._replace(trace=accumulator), *rest
+        own = own._replace(drift=drift, share=jnp.asarray(SHARE))
         changes, (own, _) = optimizer.update(
             case.gradient, (own, rate), case.params, batch=case.batch
         )
@@ -71,7 +73,7 @@ def with_drift(network: str, scale: float = 0.5) -> tuple[Setting, Any, list[np.
     case = setting(network)
     accumulator = jax.tree.map(lambda leaf: scale * leaf, random_params(case.problem, seed=9))
     drift = jax.tree.map(
-        lambda m, theta: -ETA * (MOMENTUM * m + DECAY * theta), accumulator, case.params
+        lambda m, theta: -ETA * (MOMENTUM * m + SHARE * DECAY * theta), accumulator, case.params
     )
     return case, accumulator, split(case.problem.system, drift)
 
@@ -146,6 +148,33 @@ def test_the_predicted_change_is_that_of_the_step_really_taken(form):
             np.testing.assert_allclose(info.deviations, so_far, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("eta", [ETA, 1e6])
+def test_weights_decay_by_the_step_that_was_taken(eta):
+    """eta rho, the learning rate that the policy really had, stays finite; at first it is 0."""
+    case = setting("own heads")
+    choices = {"rollout": "linear", "region": "fixed", "beta": BETA, "curvature": case.curvature}
+
+    @quick_jit
+    def two_steps(params):
+        optimizer = ocnopt(case.problem, eta, weight_decay=DECAY, **choices)
+        state, results = optimizer.init(params), []
+        for _ in range(2):
+            changes, state = optimizer.update(case.gradient, state, params, batch=case.batch)
+            results.append((changes, state[0].share))
+        return results
+
+    (first, share), (second, _) = two_steps(case.params)
+    g, theta = flat(case, case.gradient), flat(case, case.params)
+    A = np.asarray(jax.scipy.linalg.block_diag(*case.M)) / eta
+    rho = 1 / (1 + BETA * g @ np.linalg.solve(A, g))
+    np.testing.assert_allclose(share, rho, rtol=1e-6)
+    Q = A + BETA * np.outer(g, g)
+    for changes, s in ((first, 0.0 * theta), (second, -eta * float(share) * DECAY * theta)):
+        u = -np.linalg.solve(Q, g + BETA * g * (g @ s))
+        np.testing.assert_allclose(flat(case, changes), s + u, rtol=0, atol=1e-9)
+    assert np.abs(s).max() > 0.01 * np.abs(u).max()
+
+
 def test_the_cost_changes_as_predicted():
     """Up to second order in the step; momentum without a history changes nothing."""
     case, eta = setting("own heads"), 1e-3
@@ -201,7 +230,8 @@ def test_beta_0_is_the_chain_of_optax_to_the_bit(feedback):
 
 def test_beta_0_is_sgd_with_momentum_to_the_bit():
     case = setting("mlp")
-    optimizers = ocnopt(case.problem, ETA, beta=0.0, momentum=0.9), optax.sgd(ETA, 0.9)
+    own = ocnopt(case.problem, ETA, curvature=identity(), beta=0.0, momentum=0.9)
+    optimizers = own, optax.sgd(ETA, 0.9)
     results = []
     for optimizer in optimizers:
         state = optimizer.init(case.params)

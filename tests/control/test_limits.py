@@ -90,7 +90,12 @@ def test_a_beta_that_is_traced_tends_to_the_base_optimizer(name):
     @quick_jit
     def step(beta):
         optimizer = ocnopt(
-            case.problem, ETA, beta=beta, curvature=case.curvature, **FEEDBACKS[name]
+            case.problem,
+            ETA,
+            beta=beta,
+            curvature=case.curvature,
+            region="fixed",
+            **FEEDBACKS[name],
         )
         state = optimizer.init(case.params)
         return optimizer.update(case.gradient, state, case.params, batch=case.batch)[0]

@@ -107,16 +107,16 @@ def test_in_a_chain():
 
     @quick_jit
     def second_updates(params):
-        own = ocnopt(PROBLEM, schedule)
+        own = ocnopt(PROBLEM, schedule, curvature=identity())
         rate = optax.scale_by_learning_rate(schedule)
-        chained = optax.chain(scale_by_ocnopt(PROBLEM, schedule), rate)
+        chained = optax.chain(scale_by_ocnopt(PROBLEM, schedule, curvature=identity()), rate)
         results = []
         for optimizer in (own, chained):
             state = optimizer.init(params)
             state = optimizer.update(gradients(params, batch), state, params, batch=batch)[1]
             args = gradients(params, batch), state, params
             results.append(optimizer.update(*args, batch=batch)[0])
-        constant = ocnopt(PROBLEM, 0.4)
+        constant = ocnopt(PROBLEM, 0.4, curvature=identity())
         args = gradients(params, batch), constant.init(params), params
         return (*results, constant.update(*args, batch=batch)[0])
 

@@ -104,7 +104,12 @@ def step_and_entries(case: Setting) -> Any:
     @quick_jit
     def step():
         optimizer = ocnopt(
-            case.problem, ETA, beta=BETA, curvature=case.curvature, feedback="per_sample"
+            case.problem,
+            ETA,
+            beta=BETA,
+            curvature=case.curvature,
+            feedback="per_sample",
+            region="fixed",
         )
         state = optimizer.init(case.params)
         changes, state = optimizer.update(case.gradient, state, case.params, batch=case.batch)

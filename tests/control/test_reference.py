@@ -162,7 +162,7 @@ def test_a_step_is_that_of_the_reference(network, form):
     @quick_jit
     def fast(variables):
         params, stats = variables
-        optimizer = ocnopt(problem, ETA, beta=BETA, curvature=curvature, **choices)
+        optimizer = ocnopt(problem, ETA, beta=BETA, curvature=curvature, region="fixed", **choices)
         gradient = jax.grad(lambda params: objective(problem, params, stats, *batch))(params)
         return optimizer.update(
             gradient, optimizer.init(params), params, batch=batch, batch_stats=stats
@@ -197,7 +197,13 @@ def test_samples_on_their_own_are_coupled_as_in_the_joint_form(network):
         results = []
         for choices in ({"feedback": "per_sample"}, {"feedback": "joint", "groups": BATCH}):
             optimizer = ocnopt(
-                problem, ETA, beta=BETA, value_beta=0.0, curvature=curvature, **choices
+                problem,
+                ETA,
+                beta=BETA,
+                value_beta=0.0,
+                curvature=curvature,
+                region="fixed",
+                **choices,
             )
             results.append(
                 optimizer.update(gradient, optimizer.init(params), params, batch=batch)[0]

@@ -246,3 +246,22 @@ def test_linear_dynamics_with_quadratic_costs_are_solved_by_one_sweep():
         S = f_x.T @ S @ f_x - f_x.T @ S @ f_theta @ gain
         G = case.states[stage]
         np.testing.assert_allclose(KAPPA * G @ policy.gains[stage] @ G.T, S, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e8, 1e15])
+def test_factors_that_are_alike_leave_gains_between_0_and_1(size):
+    """In float32, stage after stage; in the directions in which they differ not at all, all of
+    it."""
+    rng = np.random.default_rng(6)
+    with jax.enable_x64(False):
+        base = rng.normal(size=(3, 5))
+        columns = np.concatenate([base, base, base * (1 + 1e-5), np.zeros((1, 5))])
+        gram = jnp.asarray(size * columns @ columns.T, jnp.float32)
+        value = Value(jnp.asarray(rng.normal(size=10), jnp.float32), jnp.eye(10))
+        largest = float(jnp.max(jnp.abs(value.weights)))
+        for _ in range(4):
+            policy, value = joint_minimum(value, gram[None], jnp.zeros(10), 1.0)
+            gains = np.linalg.eigvalsh(np.asarray(policy.gains[0], np.float64))
+            assert gains.min() > -1e-6 and gains.max() < 1 + 1e-6
+            assert np.abs(policy.weights).max() < 10 * largest
+            np.testing.assert_allclose(value.gains[-1, -1], 1, rtol=1e-4)

@@ -55,6 +55,7 @@ def test_a_method_is_a_base_alone_or_with_feedback_on_its_own_curvature():
         "schedule": "constant",
         "feedback": "joint",
         "groups": 8,
+        "region": "fixed",
         "factor_every": 2,
         "eigen_every": 4,
     }

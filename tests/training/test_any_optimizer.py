@@ -66,9 +66,11 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "rmsprop": RMSprop(learning_rate=0.01, momentum=0.5),
     "kfac": KFAC(weight_decay=1e-3, **OFTEN),
     "ekfac": EKFAC(weight_decay=1e-3, **OFTEN),
-    "stacked": OCNOpt(momentum=0.5, weight_decay=1e-3, **OFTEN),
+    "stacked": OCNOpt(learning_rate=0.01, momentum=0.5, weight_decay=1e-3, **OFTEN),
     "joint": OCNOpt(feedback="joint", groups=8, curvature="identity", learning_rate=0.05),
-    "per_sample": OCNOpt(feedback="per_sample", curvature="diagonal", beta=1 / 16),
+    "per_sample": OCNOpt(
+        learning_rate=0.01, feedback="per_sample", curvature="diagonal", beta=1 / 16
+    ),
     "muon": Muon(learning_rate=0.01, weight_decay=1e-3),
     "momo": MoMo(weight_decay=1e-3),
     "momo_adam": MoMoAdam(weight_decay=1e-3),
@@ -166,7 +168,9 @@ def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
     monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
     for optimizer in (
         OPTIMIZERS["stacked"],
-        OCNOpt(feedback="joint", groups=4, factor="sampled", curvature="identity"),
+        OCNOpt(
+            learning_rate=0.01, feedback="joint", groups=4, factor="sampled", curvature="identity"
+        ),
         OPTIMIZERS["per_sample"],
     ):
         result = run("mlp", optimizer, toy_data, changes={"epochs": 1})
@@ -194,7 +198,7 @@ def test_the_step_is_that_of_the_optimizer_alone(toy_data):
 @pytest.mark.slow
 def test_any_optimizer_learns_from_a_teacher_of_any_family(toy_data):
     teacher = random_network(for_dataset(FAMILIES["resnet"], toy_data))
-    exact = OCNOpt(curvature="kfac", factor="exact", **OFTEN)
+    exact = OCNOpt(learning_rate=0.01, curvature="kfac", factor="exact", **OFTEN)
     distilled = {"distillation": 0.5, "epochs": 1}
     result = run("mlp", exact, toy_data, teacher=teacher, changes=distilled)
     alone = run("mlp", exact, toy_data, changes={"epochs": 1})

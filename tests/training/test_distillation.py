@@ -94,7 +94,12 @@ def test_the_factors_are_those_of_its_hessian(loss):
 
 def test_a_loss_without_factors_stays_without():
     cost = distillation_cost(Cost(lambda logits, labels: logits[..., 0]), 0.5, 1.0)
-    assert cost.exact is None and cost.sampled is None
+    assert cost.exact is None and cost.sampled is None and cost.lower_bound is None
+
+
+def test_the_teacher_s_part_can_become_zero():
+    smooth = make_cost("cross_entropy", 0.1)
+    assert distillation_cost(smooth, 0.25, 2.0).lower_bound(3) == 0.75 * smooth.lower_bound(3)
 
 
 def take_steps(steps: int, devices: int) -> tuple[TrainState, list[StepInfo], Network]:
