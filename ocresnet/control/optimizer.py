@@ -18,6 +18,7 @@ import optax
 from jax import lax
 
 from ocresnet.control import coupled, per_sample
+from ocresnet.control.alignment import Alignment
 from ocresnet.control.checks import (
     check_batch,
     check_call,
@@ -30,8 +31,17 @@ from ocresnet.control.curvature import identity
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
-from ocresnet.control.settings import Feedback, Info, RolloutKind, Settings, Step, ValueUpdate
+from ocresnet.control.settings import (
+    Applied,
+    Feedback,
+    Info,
+    RolloutKind,
+    Settings,
+    Step,
+    ValueUpdate,
+)
 from ocresnet.control.value import Decision
+from ocresnet.control.view import View, aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import taps
@@ -66,6 +76,7 @@ def scale_by_ocnopt(
     value_update: ValueUpdate | Decision = "exact",
     factor: Factor = "gradient",
     groups: int | None = None,
+    alignment: Alignment | None = None,
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
@@ -90,14 +101,16 @@ def scale_by_ocnopt(
         factor,
         1 if groups is None else groups,
         axis_name,
+        alignment,
     )
+    view = aligned(problem, alignment)
     needs_batch = curvature.needs_statistics or not settings.inactive
-    form = per_sample if settings.feedback == "per_sample" else coupled
     drift = Drift.of(momentum, weight_decay, weight_decay_mask)
 
     def init(params: PyTree) -> OCNOptState:
         check_params(problem.system, params, needs_batch)
-        scalar, stages = jnp.zeros((), jnp.float32), jnp.zeros(problem.stages, jnp.float32)
+        stages = jnp.zeros(view.problem.stages, jnp.float32)
+        scalar = jnp.zeros((), jnp.float32)
         return OCNOptState(
             steps=jnp.zeros((), jnp.int32),
             curvature=curvature.init(problem.system, params),
@@ -144,9 +157,7 @@ def scale_by_ocnopt(
                 key,
             )
             nominal = _linearized(step, nominal)
-            columns = form.make_columns(step, nominal)
-            policy = form.solve_value(step, columns)
-            applied = form.roll_out(step, nominal, columns, policy)
+            applied = _decide(step, nominal, view)
             directions = jax.tree.map(
                 lambda d, g: d.astype(g.dtype), applied.directions, dict(gradients)
             )
@@ -172,6 +183,7 @@ def ocnopt(
     value_update: ValueUpdate | Decision = "exact",
     factor: Factor = "gradient",
     groups: int | None = None,
+    alignment: Alignment | None = None,
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
@@ -255,6 +267,7 @@ def ocnopt(
         value_update=value_update,
         factor=factor,
         groups=groups,
+        alignment=alignment,
         momentum=momentum,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
@@ -278,6 +291,22 @@ def scale_by_curvature(
       A transformation; with K-FAC and EKFAC its `update` needs `batch=(inputs, targets)`.
     """
     return scale_by_ocnopt(system, 1.0, curvature=curvature, feedback="none", axis_name=axis_name)
+
+
+def _decide(step: Step, nominal: Nominal | None, view: View) -> Applied:
+    """The policy solved for and applied, in the stages of a view."""
+    form = per_sample if step.settings.feedback == "per_sample" else coupled
+    seen = step.seen(view)
+    if nominal is not None:
+        factors = nominal.factors
+        nominal = nominal._replace(
+            gradient=view.split(nominal.gradient),
+            factors=None if factors is None else view.split(factors),
+        )
+    columns = form.make_columns(seen, nominal)
+    policy = form.solve_value(seen, columns)
+    applied = form.roll_out(seen, nominal, columns, policy)
+    return applied._replace(directions=view.join(applied.directions, step.gradient))
 
 
 def _statistics(

@@ -5,9 +5,11 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 
+from ocresnet.control.alignment import Alignment, check_alignment
 from ocresnet.control.curvature.protocol import Curvature, Entries
 from ocresnet.control.linearize import Keep
 from ocresnet.control.value import Decision, clipped, joint_minimum
+from ocresnet.control.view import View
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.system import PyTree, Variables
@@ -37,6 +39,7 @@ class Settings:
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -52,6 +55,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, but must be a number, at least 0.")
+        if self.alignment is not None:
+            check_alignment(self.alignment)
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "
@@ -106,8 +111,8 @@ class Settings:
         if self.inactive:
             return Keep()
         if self.feedback == "per_sample":
-            return Keep(trajectory=True)
-        return Keep(self.factor, self.groups, self.walks)
+            return Keep(trajectory=True, alignment=self.alignment)
+        return Keep(self.factor, self.groups, self.walks, self.alignment)
 
 
 class Step(NamedTuple):
@@ -140,6 +145,16 @@ class Step(NamedTuple):
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""
         return self.curvature.solve(self.entries, tree)
+
+    def seen(self, view: View) -> "Step":
+        """The same step, in the stages of a view."""
+        return self._replace(
+            problem=view.problem,
+            variables=Variables(*(view.split(tree) for tree in self.variables)),
+            gradient=view.split(self.gradient),
+            drift=None if self.drift is None else view.split(self.drift),
+            entries=view.entries(self.entries),
+        )
 
 
 class Info(NamedTuple):
