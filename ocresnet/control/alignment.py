@@ -29,13 +29,17 @@ Stages = tuple[tuple[str, ...], ...]
 Alignment = AlignmentName | Stages
 
 
-def check_alignment(alignment: Any) -> None:
+def check_alignment(alignment: Any, others: tuple[str, ...] = ()) -> None:
     """Refuse what is no alignment of any network.
+
+    Args:
+      alignment: to check.
+      others: names that are allowed too.
 
     Raises:
       ValueError: saying what is allowed.
     """
-    names = get_args(AlignmentName)
+    names = (*get_args(AlignmentName), *others)
     if isinstance(alignment, str):
         if alignment not in names:
             raise ValueError(

@@ -46,13 +46,13 @@ class Keep:
       factor: of the terminal curvature.
       groups: into how many equal parts the batch is divided; each has factors of its own.
       trajectory: states and costates too.
-      alignment: whose stages the trajectory has; None: those of the system.
+      alignment: whose stages the trajectory has.
     """
 
     factor: Factor = "gradient"
     groups: int = 1
     trajectory: bool = False
-    alignment: Alignment | None = None
+    alignment: Alignment = "blocks"
 
 
 class Trajectory(NamedTuple):
@@ -126,10 +126,10 @@ def linearize(
       ValueError: if the batch is not divisible into groups, or the cost has no such factor; for an
         alignment that does not fit the system.
     """
-    if keep.trajectory and keep.alignment is not None:
+    if keep.trajectory and keep.alignment != "blocks":
         view = aligned(problem, keep.alignment)
         in_view = view.split(params), view.split(batch_stats)
-        keep = replace(keep, alignment=None)
+        keep = replace(keep, alignment="blocks")
         nominal = linearize(view.problem, *in_view, inputs, targets, keep, key)
         factors = nominal.factors
         return nominal._replace(

@@ -1,10 +1,11 @@
 """The choices that define an OCNOpt step, checked when they are made, and what a step is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import jax
 
+from ocresnet.control.adaptive import Adaptive
 from ocresnet.control.alignment import Alignment, check_alignment
 from ocresnet.control.curvature.protocol import Curvature, Entries
 from ocresnet.control.linearize import Keep
@@ -39,7 +40,7 @@ class Settings:
     factor: Factor = "gradient"
     groups: int = 1
     axis_name: str | None = None
-    alignment: Alignment | None = None
+    alignment: Alignment | Adaptive | Literal["adaptive"] = "blocks"
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -55,8 +56,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}, but must be a number, at least 0.")
-        if self.alignment is not None:
-            check_alignment(self.alignment)
+        if not isinstance(self.alignment, Adaptive):
+            check_alignment(self.alignment, others=("adaptive",))
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "
@@ -85,6 +86,30 @@ class Settings:
         return self.value_update if callable(self.value_update) else DECISIONS[self.value_update]
 
     @property
+    def adaptive(self) -> Adaptive | None:
+        """What an alignment that changes is chosen from; None where it stays."""
+        if self.inactive:
+            return None
+        if self.alignment == "adaptive":
+            return Adaptive()
+        return self.alignment if isinstance(self.alignment, Adaptive) else None
+
+    @property
+    def alignments(self) -> tuple[Alignment, ...]:
+        """Those that a step may be made in."""
+        if self.adaptive is not None:
+            return self.adaptive.arms
+        own = self.alignment
+        if self.inactive or isinstance(own, Adaptive) or own == "adaptive":
+            return ("blocks",)
+        return (own,)
+
+    @property
+    def of_arms(self) -> "tuple[Settings, ...]":
+        """The choices with each of the alignments."""
+        return tuple(replace(self, alignment=alignment) for alignment in self.alignments)
+
+    @property
     def inactive(self) -> bool:
         """Whether nothing is left but the base optimizer."""
         return self.feedback == "none" or (_is_zero(self.beta) and _is_zero(self.weight_of_value))
@@ -110,9 +135,13 @@ class Settings:
         """What a step needs of the linearised trajectory: `linearize(..., keep=settings.keep)`."""
         if self.inactive:
             return Keep()
+        trajectory = self.walks or self.feedback == "per_sample"
+        if self.adaptive is not None and trajectory:
+            return Keep()  # the trajectory of one alignment does not serve another one
+        alignment = self.alignments[0] if trajectory else "blocks"
         if self.feedback == "per_sample":
-            return Keep(trajectory=True, alignment=self.alignment)
-        return Keep(self.factor, self.groups, self.walks, self.alignment)
+            return Keep(trajectory=True, alignment=alignment)
+        return Keep(self.factor, self.groups, trajectory, alignment)
 
 
 class Step(NamedTuple):

@@ -76,17 +76,17 @@ class View:
         return {self.path(path): entry for path, entry in entries.items()}
 
 
-def aligned(problem: Problem, alignment: Alignment | None) -> View:
+def aligned(problem: Problem, alignment: Alignment) -> View:
     """A problem in the stages of an alignment.
 
     Args:
       problem: system and costs.
-      alignment: None or "blocks": the stages that it has.
+      alignment: which layers act together; "blocks": the problem as it is.
 
     Raises:
       ValueError: for an alignment that does not fit the system.
     """
-    divided = {} if alignment is None else stages_of(problem.system, alignment)
+    divided = stages_of(problem.system, alignment)
     if not divided:
         return View(problem, {})
     system = problem.system

@@ -10,10 +10,12 @@ import jax
 import optax
 
 from ocresnet.control import curvature as curvatures
+from ocresnet.control.adaptive import Adaptive
 from ocresnet.control.curvature import Curvature, Moments
 from ocresnet.control.linearize import Keep
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.settings import Feedback, RolloutKind, Settings, ValueUpdate
+from ocresnet.control.view import aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -23,6 +25,8 @@ from ocresnet.training.optimizer import Given, Optimizer
 from ocresnet.training.schedules import ScheduleName
 
 CurvatureName = Literal["identity", "diagonal", "kfac", "ekfac"]
+
+AlignmentChoice = Literal["blocks", "layers_first", "layers_last", "adaptive"]
 
 CURVATURES: dict[str, Callable[..., Curvature]] = {
     "identity": curvatures.identity,
@@ -146,6 +150,9 @@ class OCNOpt(CurvatureOptimizer):
       factor: of the terminal curvature: the gradient, a sampled one, or all of it. The random
         numbers of "sampled" differ between numbers of devices.
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
+      alignment: which layers of a block act in the same stage: all of them, or one after the other
+        with a shortcut's projection at the first or the last; or a bandit chooses while training.
+      alignment_hold: of "adaptive": training steps that an alignment is held for, an even number.
     """
 
     learning_rate: float = 0.01
@@ -157,8 +164,11 @@ class OCNOpt(CurvatureOptimizer):
     value_update: ValueUpdate = "exact"
     factor: Factor = "gradient"
     groups: int = 1
+    alignment: AlignmentChoice = "blocks"
+    alignment_hold: int = 50
 
     def __post_init__(self) -> None:
+        require_one_of("alignment", self.alignment, get_args(AlignmentChoice))
         for name in ("beta", "value_beta"):
             value = getattr(self, name)
             number = is_number(value) or (name == "value_beta" and value is None)
@@ -166,12 +176,14 @@ class OCNOpt(CurvatureOptimizer):
         super().__post_init__()
         require_one_of("value_update", self.value_update, get_args(ValueUpdate))
         Settings(**self.choices(1))
+        Adaptive(hold=self.alignment_hold)
 
     @property
     def curvature_name(self) -> CurvatureName:
         return self.curvature
 
     def choices(self, devices: int) -> dict[str, Any]:
+        adaptive = self.alignment == "adaptive"
         return {
             "feedback": self.feedback,
             "rollout": self.rollout,
@@ -180,6 +192,7 @@ class OCNOpt(CurvatureOptimizer):
             "value_update": self.value_update,
             "factor": self.factor,
             "groups": -(-self.groups // devices),
+            "alignment": Adaptive(hold=self.alignment_hold) if adaptive else self.alignment,
         }
 
     def keep_on(self, devices: int) -> Keep:
@@ -206,6 +219,8 @@ class OCNOpt(CurvatureOptimizer):
             raise ValueError(
                 f"factor is {self.factor!r}, which the loss does not have: choose 'gradient'."
             )
+        for alignment in Settings(**self.choices(devices)).alignments:
+            aligned(problem, alignment)
         if self.feedback != "joint":
             return
         if statistics and devices > 1:
