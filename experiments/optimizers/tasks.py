@@ -4,6 +4,8 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
+  digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
+                by a block with a projection shortcut; batch norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -86,6 +88,7 @@ NETWORKS = {
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
+    "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),
     "cifar10_cnn": Network("cifar10", _CNN),

@@ -1,7 +1,6 @@
 """Small networks of residual blocks, and a curvature that fits any alignment of them."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from ocresnet.problem import Problem
 from ocresnet.systems import layers
 from ocresnet.systems.pieces import STATE, Piece, add, composed
 from ocresnet.systems.resnet import ResNetConfig
-from ocresnet.systems.system import Segment, System, Variables
+from ocresnet.systems.system import Execution, Segment, System, Variables
 from tests.control.networks import random_spd
 
 ORDER = (("layer_1",), ("layer_2", "shortcut"))
@@ -119,8 +118,7 @@ def resnet_problem(exits: str = "none", block: str = "basic") -> tuple[Problem, 
 
     variables = jax.eval_shape(config.init, jax.random.key(0))
     variables = Variables(*(jax.tree.map_with_path(draw, tree) for tree in variables))
-    execution = partial(config.system)().execution
-    system = config.system(execution=type(execution)(precision="float64"))
+    system = config.system(execution=Execution(precision="float64"))
     return Problem(system, stage_cost=0.0 if exits == "none" else 0.5), variables
 
 

@@ -26,7 +26,13 @@ from experiments.benchmarks import step as benchmark_step
 from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
 from experiments.common.kind_flags import KindFlags
-from experiments.optimizers import ddpnopt_table, feedback_ablation, optimizer_curves, robustness
+from experiments.optimizers import (
+    alignments,
+    ddpnopt_table,
+    feedback_ablation,
+    optimizer_curves,
+    robustness,
+)
 from experiments.paper import __main__ as paper
 from tests.conftest import SMALL, random_network
 
@@ -43,6 +49,7 @@ BINARIES = (
     paper,
     robustness,
     feedback_ablation,
+    alignments,
     ddpnopt_table,
     optimizer_curves,
     benchmark_step,
