@@ -338,7 +338,8 @@ def _decide(step: Step, nominal: Nominal | None, view: View, stages: int) -> App
     applied = form.roll_out(seen, nominal, columns, policy)
 
     def padded(leaf: Array) -> Array:
-        return jnp.pad(leaf, (0, stages - len(leaf))).astype(jnp.float32)
+        leaf = leaf.astype(jnp.float32)
+        return leaf if len(leaf) == stages else jnp.pad(leaf, (0, stages - len(leaf)))
 
     directions = view.join(applied.directions, step.gradient)
     return Applied(

@@ -6,7 +6,7 @@ parameters, where there are any, then those of every segment. The players of a s
 its segment names (`Segment.players`); whoever is not named is the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -34,9 +34,10 @@ def concatenated(system: System, results: Mapping[str, Array]) -> Array:
     return in_order(system, {**results, **stacked})
 
 
-def in_order(system: System, parts: Mapping[str, Array]) -> Array:
-    """{segment: [stages of it, ...]} -> [stages, ...] in the order in which they are run."""
-    ordered = []
+def in_order(system: System, parts: Mapping[str, Array], first: Sequence[Array] = ()) -> Array:
+    """What comes first, then {segment: [stages of it, ...]} in the order in which these are run:
+    [stages, ...]."""
+    ordered = list(first)
     for run in system.runs:
         own = [parts[segment.name] for segment in run]
         turns = own[0] if len(own) == 1 else jnp.stack(own, 1).reshape(-1, *own[0].shape[1:])
@@ -91,8 +92,12 @@ def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
     Returns:
       [stages, players, columns, others].
     """
-    parts: dict[str, Array] = {}
+    of_shared = []
+    if system.shared:
+        shared = ({name: tree[name] for name in system.shared} for tree in (left, right))
+        of_shared.append(gram_matrix(system, None, *shared)[None])
     dtype, counts = _dtype(left), (_count(left), _count(right))
+    parts: dict[str, Array] = {}
     for segment in system.segments:
         if not jax.tree.leaves(left.get(segment.name)):
             parts[segment.name] = jnp.zeros((segment.stages, players(system), *counts), dtype)
@@ -103,11 +108,7 @@ def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
             parts[segment.name] = jax.vmap(of_stage, in_axes=1)(*own)
         else:
             parts[segment.name] = of_stage(*own)[None]
-    gram = in_order(system, parts)
-    if not system.shared:
-        return gram
-    shared = ({name: tree[name] for name in system.shared} for tree in (left, right))
-    return jnp.concatenate([gram_matrix(system, None, *shared)[None], gram])
+    return in_order(system, parts, of_shared)
 
 
 def gram_matrix(system: System, segment: Segment | None, left: PyTree, right: PyTree) -> Array:
