@@ -64,7 +64,9 @@ def probabilities(state: BanditState) -> Array:
     explored = jnp.minimum(_gap_exploration(state, time), jnp.minimum(1 / (2 * arms), rate))
     exploited = jax.nn.softmax(-rate * state.estimates)
     drawn = (1 - jnp.sum(explored)) * exploited + explored
-    return jnp.where(state.rounds < arms, jax.nn.one_hot(state.rounds, arms), drawn)
+    return jnp.where(
+        state.rounds < arms, jax.nn.one_hot(state.rounds, arms, dtype=jnp.float32), drawn
+    )
 
 
 def choose(state: BanditState, key: Array) -> Array:
@@ -80,7 +82,8 @@ def update(state: BanditState, arm: Array, loss: Array) -> BanditState:
       arm: that was played, int32.
       loss: of that arm, in [0, 1].
     """
-    played = jax.nn.one_hot(arm, state.plays.shape[0])
+    loss = loss.astype(jnp.float32)
+    played = jax.nn.one_hot(arm, state.plays.shape[0], dtype=jnp.float32)
     return BanditState(
         rounds=state.rounds + 1,
         estimates=state.estimates + played * loss / probabilities(state)[arm],
@@ -97,4 +100,5 @@ def _gap_exploration(state: BanditState, time: Array) -> Array:
     width = jnp.sqrt(CONFIDENCE * logarithm / (2 * plays))
     lower, upper = (jnp.clip(mean + side * width, 0.0, 1.0) for side in (-1, 1))
     gap = jnp.maximum(lower - jnp.min(upper), 0.0)
-    return EXPLORATION * jnp.log(time) / (time * jnp.square(gap))
+    sure = EXPLORATION * jnp.log(time) / (time * jnp.square(jnp.where(gap > 0, gap, 1.0)))
+    return jnp.where(gap > 0, sure, jnp.inf)

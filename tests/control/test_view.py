@@ -384,3 +384,12 @@ def test_a_projection_is_a_player_unless_costly_exits_read_it_too():
     view = aligned(resnet_problem("shared")[0], "layers_last")
     assert not any(segment.players for segment in view.problem.system.segments)
     assert view.path("projections/level_1/kernel") == "projections/level_1/kernel"
+
+
+def test_for_one_sample_all_forms_of_feedback_are_the_same():
+    """With K-FAC's curvature, whose squares of gradients come from the layers of each stage."""
+    case, batch = aligned_case(*dense_problem(), "layers_last"), random_batch(batch=1)
+    choices = {"alignment": "layers_last", "curvature": ekfac(damping=0.3)}
+    wanted = step(case, batch, **choices)
+    got = step(case, batch, feedback="per_sample", **choices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), got, wanted)
