@@ -5,6 +5,8 @@
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 2x2 pixels, gelu, layer norm
+  digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
+                by a block with a projection shortcut; batch norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -100,6 +102,7 @@ NETWORKS = {
     "digits_cnn": Network("digits", _SMALL_CNN),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "digits_transformer": Network("digits", _TRANSFORMER),
+    "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),
     "cifar10_cnn": Network("cifar10", _CNN),

@@ -133,12 +133,18 @@ def check_call(
 
 
 def check_nominal(problem: Problem, settings: Settings, nominal: Nominal) -> None:
-    """Refuse a nominal pass that was not made for these settings."""
+    """Refuse a nominal pass that was not made for these settings; `problem` is in their stages."""
     keep = settings.keep
     if keep.trajectory and nominal.trajectory is None:
         raise ValueError(
             "nominal= has no trajectory, which this feedback walks along: call linearize with "
             "keep=Keep(trajectory=True)."
+        )
+    names = {segment.name for segment in problem.system.segments}
+    if keep.trajectory and nominal.trajectory is not None and {*nominal.trajectory.states} != names:
+        raise ValueError(
+            "nominal= follows the stages of another alignment: call linearize with "
+            f"keep=Keep(trajectory=True, alignment={keep.alignment!r})."
         )
     expected = keep.groups
     if keep.factor == "exact" and problem.cost.exact is not None:

@@ -19,13 +19,16 @@ Groups run side by side, each on its own samples. Batch statistics couple them: 
 runs as one, and the factors of every group are pulled back through all of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ocresnet.control.alignment import Alignment
+from ocresnet.control.view import aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective_of_outputs, run
 from ocresnet.systems.fold import shared_parameters
@@ -43,15 +46,19 @@ class Keep:
       factor: of the terminal curvature.
       groups: into how many equal parts the batch is divided; each has factors of its own.
       trajectory: states and costates too.
+      alignment: whose stages the trajectory has.
     """
 
     factor: Factor = "gradient"
     groups: int = 1
     trajectory: bool = False
+    alignment: Alignment = "blocks"
 
 
 class Trajectory(NamedTuple):
     """States and costates of every stage, per group of samples that run on their own.
+
+    In the stages of an alignment, segments and shared parameters are those of its view (`view.py`).
 
     All have a leading axis [runs]: the groups, or a single one for the whole batch where batch
     statistics couple its groups; then `factors` counts those of all groups.
@@ -116,8 +123,20 @@ def linearize(
       Objective, gradient, factors and trajectory.
 
     Raises:
-      ValueError: if the batch is not divisible into groups, or the cost has no such factor.
+      ValueError: if the batch is not divisible into groups, or the cost has no such factor; for an
+        alignment that does not fit the system.
     """
+    if keep.trajectory and keep.alignment != "blocks":
+        view = aligned(problem, keep.alignment)
+        in_view = view.split(params), view.split(batch_stats)
+        keep = replace(keep, alignment="blocks")
+        nominal = linearize(view.problem, *in_view, inputs, targets, keep, key)
+        factors = nominal.factors
+        return nominal._replace(
+            gradient=view.join(nominal.gradient, params),
+            batch_stats=view.join(nominal.batch_stats, batch_stats),
+            factors=None if factors is None else view.join(factors, params),
+        )
     batch, groups = jax.tree.leaves(targets)[0].shape[0], keep.groups
     if batch % groups:
         raise ValueError(f"a batch of {batch} samples is not divisible into {groups} groups.")
@@ -264,15 +283,29 @@ def _from_here_on(problem: Problem, parts: dict[str, PyTree]) -> dict[str, PyTre
     """Sum over the stages k and after of {segment: [factors, (length), ...]}."""
     sums: dict[str, PyTree] = {}
     later: PyTree | None = None
-    for segment in reversed(problem.system.segments):
-        own = parts[segment.name]
-        if segment.stacked:
+    for segments in reversed(problem.system.runs):
+        stacked, count = segments[0].stacked, len(segments)
+        # Interleaved segments take turns: [factors, length, segments, ...].
+        own = jax.tree.map(lambda *leaves: _in_turn(leaves), *(parts[s.name] for s in segments))
+        if stacked:
             own = jax.tree.map(lambda leaf: jnp.flip(jnp.cumsum(jnp.flip(leaf, 1), 1), 1), own)
         if later is not None:
-            axis = 1 if segment.stacked else ()
+            axis = 1 if stacked else ()
             own = jax.tree.map(
                 lambda leaf, rest, axis=axis: leaf + jnp.expand_dims(rest, axis), own, later
             )
-        sums[segment.name] = own
-        later = jax.tree.map(lambda leaf: leaf[:, 0], own) if segment.stacked else own
+        for turn, segment in enumerate(segments):
+            sums[segment.name] = own
+            if count > 1:
+                sums[segment.name] = jax.tree.map(
+                    lambda leaf, turn=turn, count=count: leaf[:, turn::count], own
+                )
+        later = jax.tree.map(lambda leaf: leaf[:, 0], own) if stacked else own
     return sums
+
+
+def _in_turn(leaves: Sequence[Array]) -> Array:
+    """[factors, length, ...] of each interleaved segment -> [factors, length * segments, ...]."""
+    if len(leaves) == 1:
+        return leaves[0]
+    return jnp.stack(leaves, 2).reshape(len(leaves[0]), -1, *leaves[0].shape[2:])

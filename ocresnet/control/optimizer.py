@@ -10,14 +10,17 @@ value (the recursion, backward), rollout (the policy applied, forward). What mom
 decay do is s_k, which the policy counts on.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ocresnet.control import coupled, per_sample
+from ocresnet.control import adaptive, coupled, per_sample
+from ocresnet.control.adaptive import Adaptive, AdaptiveState
+from ocresnet.control.alignment import Alignment
 from ocresnet.control.checks import (
     check_batch,
     check_call,
@@ -26,11 +29,13 @@ from ocresnet.control.checks import (
     check_params,
     check_problem,
 )
+from ocresnet.control.coupled import is_same
 from ocresnet.control.curvature import ekfac
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal, linearize
 from ocresnet.control.settings import (
+    Applied,
     Equilibrium,
     Feedback,
     Info,
@@ -41,6 +46,7 @@ from ocresnet.control.settings import (
     ValueUpdate,
 )
 from ocresnet.control.value import Decision
+from ocresnet.control.view import View, aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import taps
@@ -56,6 +62,7 @@ class OCNOptState(NamedTuple):
     drift: state of momentum and weight decay.
     share: rho of the last update, [] (`drift.py`); before the first one 0.
     info: diagnostics of the last update.
+    adaptive: of an alignment that changes; None where it stays.
     """
 
     steps: Array
@@ -63,6 +70,7 @@ class OCNOptState(NamedTuple):
     drift: optax.OptState
     share: Array
     info: Info
+    adaptive: AdaptiveState | None
 
 
 def scale_by_ocnopt(
@@ -78,6 +86,7 @@ def scale_by_ocnopt(
     equilibrium: Equilibrium = "cooperative",
     factor: Factor = "gradient",
     groups: int | None = None,
+    alignment: Alignment | Adaptive | Literal["adaptive"] = "blocks",
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
@@ -107,20 +116,24 @@ def scale_by_ocnopt(
         axis_name,
         region,
         lower_bound,
+        alignment,
     )
+    changing, of_arms = settings.adaptive, settings.of_arms
+    views = [aligned(problem, own) for own in settings.alignments]
+    stages = max(view.problem.stages for view in views)
     needs_batch = curvature.needs_statistics or not settings.inactive
-    form = per_sample if settings.feedback == "per_sample" else coupled
     drift = Drift.of(momentum, weight_decay, weight_decay_mask)
 
     def init(params: PyTree) -> OCNOptState:
         check_params(problem.system, params, needs_batch)
-        scalar, stages = jnp.zeros((), jnp.float32), jnp.zeros(problem.stages, jnp.float32)
+        scalar, of_stages = jnp.zeros((), jnp.float32), jnp.zeros(stages, jnp.float32)
         return OCNOptState(
             steps=jnp.zeros((), jnp.int32),
             curvature=curvature.init(problem.system, params),
             drift=drift.init(params),
             share=scalar,
-            info=Info(scalar, scalar, stages, stages),
+            info=Info(scalar, scalar, of_stages, of_stages),
+            adaptive=None if changing is None else adaptive.init(changing),
         )
 
     def update(
@@ -137,6 +150,7 @@ def scale_by_ocnopt(
         del extra_args
         batch_stats = {} if batch_stats is None else batch_stats
         samples = check_batch(batch) if batch is not None else 1
+        choice = state.adaptive
         if needs_batch:
             check_call(problem, settings, params, batch, batch_stats)
         if axis_name is not None:
@@ -165,19 +179,31 @@ def scale_by_ocnopt(
                 key,
                 value,
             )
-            nominal = _linearized(step, nominal)
-            columns = form.make_columns(step, nominal)
-            policy = form.solve_value(step, columns)
-            applied = form.roll_out(step, nominal, columns, policy)
-            directions = jax.tree.map(
-                lambda d, g: d.astype(g.dtype), applied.directions, dict(gradients)
+            if nominal is not None:
+                check_nominal(views[0].problem, settings, nominal)
+            decide = [
+                partial(_decide, step._replace(settings=own), nominal, view, stages)
+                for own, view in zip(of_arms, views, strict=True)
+            ]
+            if changing is None:
+                applied = decide[0]()
+            else:
+                assert choice is not None
+                cost = _cost(value, nominal, axis_name)
+                arm_key, _ = jax.random.split(key)
+                applied, choice = adaptive.play(
+                    changing, choice, state.steps, arm_key, cost, decide
+                )
+            directions, drift_state = drift.update(
+                applied.directions, state.drift, params, state.share
             )
-            directions, drift_state = drift.update(directions, state.drift, params, state.share)
             change = -eta * optax.tree.vdot(gradients, directions)
             share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
-        return directions, OCNOptState(state.steps + 1, curvature_state, drift_state, share, info)
+        return directions, OCNOptState(
+            state.steps + 1, curvature_state, drift_state, share, info, choice
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -195,6 +221,7 @@ def ocnopt(
     equilibrium: Equilibrium = "cooperative",
     factor: Factor = "gradient",
     groups: int | None = None,
+    alignment: Alignment | Adaptive | Literal["adaptive"] = "blocks",
     momentum: float | Array | None = None,
     weight_decay: float | Array = 0.0,
     weight_decay_mask: Any = None,
@@ -243,6 +270,12 @@ def ocnopt(
         "separate".
       factor: of the terminal curvature: "gradient" (the papers'), "sampled" or "exact"; `costs.py`.
       groups: of feedback "joint"; None: one.
+      alignment: which layers of a block act in the same stage (`alignment.py`): "blocks", all of
+        them; "layers_first" or "layers_last", one after the other, with a shortcut's projection at
+        the first or the last; or a tuple of stages, each a tuple of names of layers. "adaptive" or
+        an `Adaptive`: a bandit chooses while training (`adaptive.py`); where the policy walks along
+        a trajectory, each update then makes that of its own stages, so that the one of `nominal=`
+        does not save it, and all alignments are compiled. Without feedback nothing depends on it.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
       weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho *
         weight_decay * theta is subtracted, where rho is the share of -eta M^-1 g that the policy
@@ -263,11 +296,12 @@ def ocnopt(
       A transformation whose `update(gradients, state, params, batch=(inputs, targets))` also takes
       `batch_stats=` (the network's, where it has some; they are read, never returned), `nominal=`,
       the result of `linearize` for the same batch with `keep=Settings(...).keep`, which saves
-      computing it again, and `value=`, J of the batch, which saves a forward pass where "stacked"
-      feedback has no nominal trajectory. Where the gradients are the very arrays of
-      `nominal.gradient`, a column less is solved for, and the region bounds all of the step: of a
-      gradient that was computed apart, the rounding is multiplied with the learning rate. The inner
-      state's `info` has the diagnostics.
+      computing it again, and `value=`, J of the batch, which an adaptive alignment learns from and
+      which saves a forward pass where "stacked" feedback has no nominal trajectory. Where the
+      gradients are the very arrays of `nominal.gradient`, a column less is solved for, and the
+      region bounds all of the step: of a gradient that was computed apart, the rounding is
+      multiplied with the learning rate. The inner state's `info` has the diagnostics; of an
+      adaptive alignment those of its arm, with zeros where another arm has more stages.
 
       Whatever gradients come in are what is minimised: also clipped ones, or the mean of several
       micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
@@ -279,9 +313,9 @@ def ocnopt(
       `static_args`.
 
     Raises:
-      ValueError: for impossible choices here; in `init` for parameters that do not fit the system;
-        in `update` for a missing `batch`, or per-sample feedback with batch statistics or shared
-        parameters.
+      ValueError: for impossible choices here, and for an alignment that does not fit the system;
+        in `init` for parameters that do not fit it; in `update` for a missing `batch`, or
+        per-sample feedback with batch statistics or shared parameters.
 
     Example:
       >>> tx = ocnopt(system)
@@ -303,6 +337,7 @@ def ocnopt(
         equilibrium=equilibrium,
         factor=factor,
         groups=groups,
+        alignment=alignment,
         momentum=momentum,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
@@ -328,6 +363,49 @@ def scale_by_curvature(
       A transformation; with K-FAC and EKFAC its `update` needs `batch=(inputs, targets)`.
     """
     return scale_by_ocnopt(system, 1.0, curvature=curvature, feedback="none", axis_name=axis_name)
+
+
+def _decide(step: Step, nominal: Nominal | None, view: View, stages: int) -> Applied:
+    """The policy solved for and applied in the stages of a view: directions like the gradient, and
+    weights and deviations of so many stages, with zeros after those of the view."""
+    form = per_sample if step.settings.feedback == "per_sample" else coupled
+    nominal = _linearized(step, nominal)
+    seen = step.seen(view)
+    if nominal is not None:
+        factors = nominal.factors
+        nominal = nominal._replace(
+            gradient=view.split(nominal.gradient),
+            factors=None if factors is None else view.split(factors),
+        )
+    columns = form.make_columns(seen, nominal)
+    policy = form.solve_value(seen, columns)
+    applied = form.roll_out(seen, nominal, columns, policy)
+
+    def padded(leaf: Array) -> Array:
+        leaf = leaf.astype(jnp.float32)
+        return leaf if len(leaf) == stages else jnp.pad(leaf, (0, stages - len(leaf)))
+
+    directions = view.join(applied.directions, step.gradient)
+    return Applied(
+        jax.tree.map(lambda d, g: d.astype(g.dtype), directions, dict(step.gradient)),
+        share=applied.share.astype(jnp.float32),
+        trust=applied.trust.astype(jnp.float32),
+        weights=padded(applied.weights),
+        deviations=padded(applied.deviations),
+    )
+
+
+def _cost(value: Array | None, nominal: Nominal | None, axis_name: str | None) -> Array:
+    """J of the batch, over all devices, which an adaptive alignment learns from."""
+    if value is None and nominal is None:
+        raise ValueError(
+            "an adaptive alignment learns from the cost: call update with value=, the cost of the "
+            "batch, or nominal=."
+        )
+    if value is None:
+        assert nominal is not None
+        value = nominal.objective
+    return value if axis_name is None else lax.pmean(value, axis_name)
 
 
 def _statistics(
@@ -356,12 +434,15 @@ def _statistics(
 def _linearized(step: Step, nominal: Nominal | None) -> Nominal | None:
     """The nominal trajectory that was handed in, or a new one where it is needed."""
     settings = step.settings
-    if nominal is not None:
-        check_nominal(step.problem, settings, nominal)
+    keep = settings.keep
+    if nominal is not None and (nominal.trajectory is not None or not keep.trajectory):
         return nominal
-    if not settings.keep.trajectory and settings.gradient_is_factor:
+    if not keep.trajectory and settings.gradient_is_factor:
         return None
     key = step.key
     if settings.axis_name is not None:
         key = jax.random.fold_in(key, lax.axis_index(settings.axis_name))
-    return linearize(step.problem, *step.variables, *step.batch, settings.keep, key)
+    made = linearize(step.problem, *step.variables, *step.batch, keep, key)
+    if nominal is not None and is_same(step.gradient, nominal.gradient):
+        made = made._replace(gradient=step.gradient)  # the same, so that a column less is solved
+    return made

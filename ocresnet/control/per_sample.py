@@ -234,29 +234,32 @@ def _samples(step: Step, nominal: Nominal, drift: PyTree | None) -> tuple[dict[s
     of_stages = folds.stages(system, step.variables)
     result: dict[str, Samples] = {}
     following = at_outputs[:, -1]
-    for segment in reversed(system.segments):
-        name, own = segment.name, costates[segment.name]
-        next_costates, of_factors = following, jax.tree.map(lambda leaf: leaf[first:], own)
-        following = own
-        if segment.stacked:
-            next_costates = jax.tree.map(
+    for run in reversed(system.runs):
+        entering = costates[run[0].name]
+        if run[0].stacked:  # the last of the run's segments is followed by the first one's next
+            following = jax.tree.map(
                 lambda own, last: jnp.concatenate(
                     [own[:, 1:], last[:, None].astype(own.dtype)], axis=1
                 ),
-                own,
-                next_costates,
+                entering,
+                following,
             )
-            following = jax.tree.map(lambda leaf: leaf[:, 0], own)
-        result[name] = Samples(
-            stage=of_stages[name],
-            entries=of_segment(step.entries, name),
-            state=jax.tree.map(lambda leaf: leaf[0], trajectory.states[name]),
-            next_costates=stages.stage_first(segment, next_costates),
-            costates=stages.stage_first(segment, of_factors),
-            outputs=outputs[name],
-            output_costates=output_costates[name],
-            drift=None if drift is None else drift.get(name, {}),
-        )
+        for segment in reversed(run):
+            name, own = segment.name, costates[segment.name]
+            of_factors = jax.tree.map(lambda leaf: leaf[first:], own)
+            result[name] = Samples(
+                stage=of_stages[name],
+                entries=of_segment(step.entries, name),
+                state=jax.tree.map(lambda leaf: leaf[0], trajectory.states[name]),
+                next_costates=stages.stage_first(segment, following),
+                costates=stages.stage_first(segment, of_factors),
+                outputs=outputs[name],
+                output_costates=output_costates[name],
+                drift=None if drift is None else drift.get(name, {}),
+            )
+            following = own
+        if run[0].stacked:
+            following = jax.tree.map(lambda leaf: leaf[:, 0], entering)
     return result, len(at_outputs) - first
 
 

@@ -28,6 +28,7 @@ The fast code never forms any of these: V_xx = kappa G N G^T has low rank (`valu
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import jax
@@ -206,8 +207,8 @@ def make_chain(problem: Problem, variables: Variables, inputs: PyTree) -> Chain:
     if system.shared:
         stages.append((decide_shared, folds.shared_parameters(system, variables.params)))
     of_segments = folds.stages(system, variables)
-    for segment in system.segments:
-        for index in range(segment.stages):
+    for run in system.runs:
+        for index, segment in product(range(run[0].stages), run):
             stage = of_segments[segment.name]
             if segment.stacked:
                 stage = jax.tree.map(lambda leaf, i=index: leaf[i], stage)

@@ -1,15 +1,18 @@
 """The choices that define an OCNOpt step, checked when they are made, and what a step is given."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import jax
 
+from ocresnet.control.adaptive import Adaptive
+from ocresnet.control.alignment import Alignment, check_alignment
 from ocresnet.control.curvature.protocol import Curvature, Entries
 from ocresnet.control.games import nash
 from ocresnet.control.linearize import Keep
 from ocresnet.control.value import Decision, clipped, joint_minimum
+from ocresnet.control.view import View
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.system import PyTree, Variables
@@ -48,6 +51,7 @@ class Settings:
     axis_name: str | None = None
     region: Region | None = None
     lower_bound: float | None = None
+    alignment: Alignment | Adaptive | Literal["adaptive"] = "blocks"
 
     def __post_init__(self) -> None:
         if self.region is None:
@@ -76,6 +80,8 @@ class Settings:
         bound = self.lower_bound
         if isinstance(bound, (int, float)) and not math.isfinite(bound):
             raise ValueError(f"lower_bound is {bound!r}, but must be a number, or None.")
+        if not isinstance(self.alignment, Adaptive):
+            check_alignment(self.alignment, others=("adaptive",))
         if isinstance(self.groups, jax.Array):
             raise ValueError(
                 "groups is an array, but must be a whole number: with optax.inject_hyperparams "
@@ -112,6 +118,30 @@ class Settings:
         return DECISIONS[self.equilibrium, self.value_update]
 
     @property
+    def adaptive(self) -> Adaptive | None:
+        """What an alignment that changes is chosen from; None where it stays."""
+        if self.inactive:
+            return None
+        if self.alignment == "adaptive":
+            return Adaptive()
+        return self.alignment if isinstance(self.alignment, Adaptive) else None
+
+    @property
+    def alignments(self) -> tuple[Alignment, ...]:
+        """Those that a step may be made in."""
+        if self.adaptive is not None:
+            return self.adaptive.arms
+        own = self.alignment
+        if self.inactive or isinstance(own, Adaptive) or own == "adaptive":
+            return ("blocks",)
+        return (own,)
+
+    @property
+    def of_arms(self) -> "tuple[Settings, ...]":
+        """The choices with each of the alignments."""
+        return tuple(replace(self, alignment=alignment) for alignment in self.alignments)
+
+    @property
     def inactive(self) -> bool:
         """Whether nothing is left but the base optimizer."""
         return self.feedback == "none" or (_is_zero(self.beta) and _is_zero(self.weight_of_value))
@@ -137,9 +167,13 @@ class Settings:
         """What a step needs of the linearised trajectory: `linearize(..., keep=settings.keep)`."""
         if self.inactive:
             return Keep()
+        trajectory = self.walks or self.feedback == "per_sample"
+        if self.adaptive is not None and trajectory:
+            return Keep()  # the trajectory of one alignment does not serve another one
+        alignment = self.alignments[0] if trajectory else "blocks"
         if self.feedback == "per_sample":
-            return Keep(trajectory=True)
-        return Keep(self.factor, self.groups, self.walks)
+            return Keep(trajectory=True, alignment=alignment)
+        return Keep(self.factor, self.groups, trajectory, alignment)
 
 
 class Step(NamedTuple):
@@ -174,6 +208,16 @@ class Step(NamedTuple):
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""
         return self.curvature.solve(self.entries, tree)
+
+    def seen(self, view: View) -> "Step":
+        """The same step, in the stages of a view."""
+        return self._replace(
+            problem=view.problem,
+            variables=Variables(*(view.split(tree) for tree in self.variables)),
+            gradient=view.split(self.gradient),
+            drift=None if self.drift is None else view.split(self.drift),
+            entries=view.entries(self.entries),
+        )
 
 
 class Info(NamedTuple):

@@ -6,7 +6,7 @@ parameters, where there are any, then those of every segment. The players of a s
 its segment names (`Segment.players`); whoever is not named is the first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -20,18 +20,29 @@ Array = jax.Array
 def by_segment(system: System, leaf: Array) -> dict[str, Array]:
     """[stages, ...] -> {segment: [(length), ...]}; the first axis is there in stacked segments."""
     start, result = int(bool(system.shared)), {}
-    for segment in system.segments:
-        part = leaf[start : start + segment.stages]
-        result[segment.name] = part if segment.stacked else part[0]
-        start += segment.stages
+    for run in system.runs:
+        for turn, segment in enumerate(run):
+            part = leaf[start + turn : start + len(run) * segment.stages : len(run)]
+            result[segment.name] = part if segment.stacked else part[0]
+        start += sum(segment.stages for segment in run)
     return result
 
 
 def concatenated(system: System, results: Mapping[str, Array]) -> Array:
     """Undo `by_segment`, without the stage of the shared parameters: what `fold` gathered."""
-    return jnp.concatenate(
-        [results[s.name] if s.stacked else results[s.name][None] for s in system.segments]
-    )
+    stacked = {s.name: results[s.name][None] for s in system.segments if not s.stacked}
+    return in_order(system, {**results, **stacked})
+
+
+def in_order(system: System, parts: Mapping[str, Array], first: Sequence[Array] = ()) -> Array:
+    """What comes first, then {segment: [stages of it, ...]} in the order in which these are run:
+    [stages, ...]."""
+    ordered = list(first)
+    for run in system.runs:
+        own = [parts[segment.name] for segment in run]
+        turns = own[0] if len(own) == 1 else jnp.stack(own, 1).reshape(-1, *own[0].shape[1:])
+        ordered.append(turns)
+    return jnp.concatenate(ordered)
 
 
 def outputs_by_segment(system: System, outputs: Array) -> dict[str, Array | None]:
@@ -81,22 +92,23 @@ def gram_matrices(system: System, left: PyTree, right: PyTree) -> Array:
     Returns:
       [stages, players, columns, others].
     """
-    parts = []
+    of_shared = []
     if system.shared:
         shared = ({name: tree[name] for name in system.shared} for tree in (left, right))
-        parts.append(gram_matrix(system, None, *shared)[None])
+        of_shared.append(gram_matrix(system, None, *shared)[None])
     dtype, counts = _dtype(left), (_count(left), _count(right))
+    parts: dict[str, Array] = {}
     for segment in system.segments:
         if not jax.tree.leaves(left.get(segment.name)):
-            parts.append(jnp.zeros((segment.stages, players(system), *counts), dtype))
+            parts[segment.name] = jnp.zeros((segment.stages, players(system), *counts), dtype)
             continue
         of_stage = partial(gram_matrix, system, segment)
         own = left[segment.name], right[segment.name]
         if segment.stacked:
-            parts.append(jax.vmap(of_stage, in_axes=1)(*own))
+            parts[segment.name] = jax.vmap(of_stage, in_axes=1)(*own)
         else:
-            parts.append(of_stage(*own)[None])
-    return jnp.concatenate(parts)
+            parts[segment.name] = of_stage(*own)[None]
+    return in_order(system, parts, of_shared)
 
 
 def gram_matrix(system: System, segment: Segment | None, left: PyTree, right: PyTree) -> Array:

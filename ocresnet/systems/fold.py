@@ -5,7 +5,7 @@ that the scan is tested against), and what a backward pass recomputes. The forwa
 second one, per-sample feedback and the depth tools are bodies of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -38,22 +38,33 @@ def fold(
       body: what is done at each of them.
       carry: handed on from stage to stage.
       per_stage: {segment: a tree}; in stacked segments its leaves have a leading axis [length].
+        Interleaved segments take turns.
 
     Returns:
       The last carry, and {segment: results}, with a leading axis [length] in stacked segments.
     """
     results: dict[str, PyTree] = {}
-    for segment in system.segments:
-        step = partial(body, segment)
-        given = per_stage[segment.name]
-        if segment.tied:  # `advance` recomputes its transitions one by one
-            carry, results[segment.name] = step(carry, given)
-        elif segment.length is None:
-            carry, results[segment.name] = _rematerialised(step, system.execution)(carry, given)
+    for run in system.runs:
+        step = partial(_in_turn, body, run)
+        given = {segment.name: per_stage[segment.name] for segment in run}
+        first = run[0]
+        if first.tied:  # `advance` recomputes its transitions one by one
+            carry, own = step(carry, given)
+        elif first.length is None:
+            carry, own = _rematerialised(step, system.execution)(carry, given)
         else:
-            carry, results[segment.name] = _loop(
-                step, carry, given, segment.length, system.execution
-            )
+            carry, own = _loop(step, carry, given, first.length, system.execution)
+        results.update(own)
+    return carry, results
+
+
+def _in_turn(
+    body: Body, run: Sequence[Segment], carry: PyTree, given: Mapping[str, PyTree]
+) -> tuple[PyTree, dict[str, PyTree]]:
+    """One stage of every segment of a run."""
+    results = {}
+    for segment in run:
+        carry, results[segment.name] = body(segment, carry, given[segment.name])
     return carry, results
 
 
@@ -128,7 +139,7 @@ def in_order(system: System, outputs: Mapping[str, Array | None]) -> Array | Non
       [outputs, ...], or None where no segment has any.
     """
     parts = []
-    for segment in system.segments:
+    for segment in system.segments:  # of interleaved ones, one at most has outputs
         own = outputs[segment.name]
         if own is not None:
             parts.append(own.reshape(-1, *own.shape[2:]) if segment.stacked else own)

@@ -15,7 +15,8 @@ import jax
 
 from ocresnet.systems import layers
 from ocresnet.systems.layers import Array, Convolution, Params
-from ocresnet.systems.system import PyTree
+from ocresnet.systems.pieces import STATE, Piece
+from ocresnet.systems.system import PyTree, Stage
 
 if TYPE_CHECKING:
     from ocresnet.systems.resnet import ResNetConfig
@@ -51,22 +52,25 @@ def branch_convolutions(
     ]
 
 
-def residual_branch(
-    convolutions: list[BranchConvolution],
-    params: PyTree,
-    stats: PyTree,
-    x: Array,
-    train: bool | None,
-    norm: Norm,
-) -> tuple[Array, PyTree]:
-    """F_k(x) and the new batch statistics."""
-    new_stats = {}
-    for number, convolution in enumerate(convolutions, start=1):
-        name = f"norm_{number}"
-        x, new_stats[name] = norm(params[name], stats[name], x, train)
-        kernel = params[f"convolution_{number}"]
-        x = convolution.layer(kernel, jax.nn.relu(x))
-    return x, new_stats
+def branch_pieces(convolutions: list[BranchConvolution], norm: Norm) -> list[Piece]:
+    """F_k, each convolution with the batch norm and ReLU before it: `convolution_1` and so on; the
+    last one is F_k(x)."""
+
+    def piece(number: int, layer: Convolution) -> Piece:
+        norm_name, name = f"norm_{number}", f"convolution_{number}"
+
+        def function(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+            params, stats = stage.params["residual"], stage.batch_stats["residual"]
+            x, new_stats = norm(params[norm_name], stats[norm_name], x, stage.train)
+            return layer(params[name], jax.nn.relu(x)), {"residual": {norm_name: new_stats}}
+
+        reads = STATE if number == 1 else f"convolution_{number - 1}"
+        entries = f"residual/{norm_name}", f"residual/{name}"
+        return Piece(name, function, (reads,), entries)
+
+    return [
+        piece(number, convolution.layer) for number, convolution in enumerate(convolutions, start=1)
+    ]
 
 
 def init_residual_branch(

@@ -23,6 +23,7 @@ from ocresnet.systems.architecture import (
     require_whole,
 )
 from ocresnet.systems.layers import AxisName, Params
+from ocresnet.systems.pieces import STATE, Piece, add, composed
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, System, Variables
 from ocresnet.systems.taps import AffineLayer
 
@@ -84,10 +85,18 @@ class ResidualMLPConfig(ResidualArchitecture):
         def skip(stage: Stage, x: Array) -> Array:
             return x
 
-        def block(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+        def dense_1(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             branch = stage.params["residual"]
-            inner = layers.dense(branch["dense_1"], layers.layer_norm(branch["norm"], x))
-            return x + layers.dense(branch["dense_2"], jax.nn.relu(inner)), {}
+            return layers.dense(branch["dense_1"], layers.layer_norm(branch["norm"], x)), {}
+
+        def dense_2(stage: Stage, inner: Array) -> tuple[Array, PyTree]:
+            return layers.dense(stage.params["residual"]["dense_2"], jax.nn.relu(inner)), {}
+
+        block = (
+            Piece("dense_1", dense_1, entries=("residual/norm", "residual/dense_1")),
+            Piece("dense_2", dense_2, ("dense_1",), ("residual/dense_2",)),
+            Piece("sum", add, (STATE, "dense_2")),
+        )
 
         def read_out(head: PyTree, x: Array) -> tuple[Array, PyTree]:
             return layers.dense(head["dense"], layers.layer_norm(head["norm"], x)), {}
@@ -111,7 +120,17 @@ class ResidualMLPConfig(ResidualArchitecture):
         segments = [Segment("stem", stem, layers={"": layers.dense})]
         if self.blocks:
             output = None if self.exits == "none" else exit_output
-            segments.append(Segment(BLOCKS, block, output, skip, self.blocks, layers=of_block))
+            segments.append(
+                Segment(
+                    BLOCKS,
+                    composed(block),
+                    output,
+                    skip,
+                    self.blocks,
+                    layers=of_block,
+                    pieces=block,
+                )
+            )
         segments.append(Segment(OUTPUT_BLOCK, output_block))
         return System(
             tuple(segments),

@@ -34,11 +34,12 @@ import jax.numpy as jnp
 from ocresnet.systems import layers
 from ocresnet.systems.architecture import OUTPUT_BLOCK
 from ocresnet.systems.layers import Array, AxisName, Convolution, Params
+from ocresnet.systems.pieces import STATE, Piece, add, composed
 from ocresnet.systems.residual_branch import (
     Norm,
     branch_convolutions,
+    branch_pieces,
     init_residual_branch,
-    residual_branch,
 )
 from ocresnet.systems.system import (
     Execution,
@@ -103,17 +104,14 @@ def resnet_system(
     def bare_skip(level: int) -> Transition:
         return lambda stage, x: (projection(level)(stage, x), {})
 
-    def block(run: "BlockRun", skip: Skip) -> Transition:
-        convolutions = branch_convolutions(config, run.level, run.opening)
-
-        def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            params, stats = stage.params["residual"], stage.batch_stats["residual"]
-            branch, branch_stats = residual_branch(
-                convolutions, params, stats, x, stage.train, norm
-            )
-            return skip(stage, x) + branch, {"residual": branch_stats}
-
-        return transition
+    def block(run: "BlockRun") -> tuple[Piece, ...]:
+        """The convolutions, the projection where it opens a level, and the sum."""
+        pieces = branch_pieces(branch_convolutions(config, run.level, run.opening), norm)
+        shortcut, branch = STATE, pieces[-1].name
+        if run.opening:
+            shortcut, path = "projection", f"projections/{projection_name(run.level)}"
+            pieces.append(Piece(shortcut, bare_skip(run.level), shared=(path,)))
+        return *pieces, Piece("sum", add, (shortcut, branch))
 
     def read_out(level: int) -> Head:
         """H(S(...S(x))) for a state with the shape of `level`."""
@@ -151,15 +149,16 @@ def resnet_system(
     segments = [Segment("stem", stem, layers={"convolution": stem_convolution})]
     for run in config.runs():
         segments += [Segment(f"skip_{level}", bare_skip(level)) for level in run.bare_levels]
-        skip = projection(run.level) if run.opening else _identity
+        pieces = block(run)
         segments.append(
             Segment(
                 run.name,
-                block(run, skip),
+                composed(pieces),
                 output=exit_output(run.input_level) if config.exits != "none" else None,
-                skip=skip,
+                skip=projection(run.level) if run.opening else _identity,
                 length=None if run.opening else run.length,
                 layers=_block_layers(config, run),
+                pieces=pieces,
             )
         )
     segments.append(Segment(OUTPUT_BLOCK, output_block))

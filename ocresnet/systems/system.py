@@ -17,9 +17,12 @@ Batch statistics are never hidden: transitions and outputs take them and return 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax
+
+if TYPE_CHECKING:
+    from ocresnet.systems.pieces import Piece
 
 PyTree = Any
 Array = jax.Array
@@ -119,6 +122,7 @@ class Segment:
         by the path of what holds them. What no layer is declared for is known as arrays alone.
       players: entries of the segment's own parameters that decide for themselves, where control is
         a game; what is not named is one player, the first.
+      pieces: what the transition is made of (`systems/pieces.py`), where the segment says so.
     """
 
     name: str
@@ -130,6 +134,7 @@ class Segment:
     times: tuple[float, ...] | None = None
     layers: Mapping[str, Any] = field(default_factory=dict)
     players: tuple[str, ...] = ()
+    pieces: "tuple[Piece, ...]" = ()
 
     def __post_init__(self) -> None:
         if self.tied and self.length is None:
@@ -178,11 +183,14 @@ class System:
       shared: names of the parameters that several segments read.
       shared_layers: the affine layers among those, by their path in the network's parameters.
       initial_state: x_0 from the network's inputs (normalised images, for example).
+      interleaved: stacked segments of one length that follow each other and are run in turn: the
+        first transition of each, then the second of each, and so on.
       execution: how it is computed; unless it is given, the backward pass recomputes nothing, as
         transitions of one's own may name no results to keep.
 
     Raises:
-      ValueError: for segments of one name, and for none.
+      ValueError: for segments of one name, and for none; for interleaved ones that do not follow
+        each other, are not stacked to one length, or of which several have outputs.
     """
 
     segments: tuple[Segment, ...]
@@ -190,11 +198,37 @@ class System:
     shared_layers: Mapping[str, Any] = field(default_factory=dict)
     initial_state: Callable[[Array], State] = _unchanged
     execution: Execution = Execution(remat="none")
+    interleaved: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = [segment.name for segment in self.segments]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a system needs segments of different names, but got {names}.")
+        runs = [tuple(segment.name for segment in run) for run in self.runs]
+        for together in self.interleaved:
+            own = [segment for segment in self.segments if segment.name in together]
+            same_length = len({segment.length for segment in own}) == 1
+            stacked = all(segment.stacked for segment in own)
+            read = sum(segment.output is not None for segment in own)
+            if together not in runs or not (same_length and stacked) or read > 1:
+                raise ValueError(
+                    f"segments {', '.join(together)} are interleaved, but must follow each other, "
+                    "stacked to the same length, one of them at most with an output."
+                )
+
+    @property
+    def runs(self) -> tuple[tuple[Segment, ...], ...]:
+        """The segments in the order in which they are run: each alone, or with those that it is
+        interleaved with."""
+        runs: list[tuple[Segment, ...]] = []
+        of = {name: together for together in self.interleaved for name in together}
+        for segment in self.segments:
+            together = of.get(segment.name, ())
+            if runs and runs[-1][-1].name in together:
+                runs[-1] += (segment,)
+            else:
+                runs.append((segment,))
+        return tuple(runs)
 
     @property
     def outputs(self) -> int:

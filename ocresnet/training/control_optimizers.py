@@ -10,6 +10,7 @@ import jax
 import optax
 
 from ocresnet.control import curvature as curvatures
+from ocresnet.control.adaptive import Adaptive
 from ocresnet.control.checks import check_curvature
 from ocresnet.control.curvature import Coupling, Curvature, Moments
 from ocresnet.control.linearize import Keep
@@ -22,6 +23,7 @@ from ocresnet.control.settings import (
     Settings,
     ValueUpdate,
 )
+from ocresnet.control.view import aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture, require_one_of
@@ -31,6 +33,8 @@ from ocresnet.training.optimizer import Given, Optimizer
 from ocresnet.training.schedules import ScheduleName
 
 CurvatureName = Literal["identity", "diagonal", "kfac", "ekfac"]
+
+AlignmentChoice = Literal["blocks", "layers_first", "layers_last", "adaptive"]
 
 CURVATURES: dict[str, Callable[..., Curvature]] = {
     "identity": curvatures.identity,
@@ -164,6 +168,9 @@ class OCNOpt(CurvatureOptimizer):
         square, or whichever gives the smaller trust region (`control/region.py`); None: the
         smaller one, where the factor is the gradient.
       lower_bound: of the cost; None: that of the loss.
+      alignment: which layers of a block act in the same stage: all of them, or one after the other
+        with a shortcut's projection at the first or the last; or a bandit chooses while training.
+      alignment_hold: of "adaptive": training steps that an alignment is held for, an even number.
     """
 
     learning_rate: float = 1.0
@@ -178,8 +185,11 @@ class OCNOpt(CurvatureOptimizer):
     groups: int = 1
     region: Region | None = None
     lower_bound: float | None = None
+    alignment: AlignmentChoice = "blocks"
+    alignment_hold: int = 50
 
     def __post_init__(self) -> None:
+        require_one_of("alignment", self.alignment, get_args(AlignmentChoice))
         for name in ("beta", "value_beta"):
             value = getattr(self, name)
             number = is_number(value) or (name == "value_beta" and value is None)
@@ -197,12 +207,14 @@ class OCNOpt(CurvatureOptimizer):
                 "gradient_clip to 0, or region to 'fixed', or rollout to 'nonlinear'."
             )
         check_curvature(self.curvature_of_controls(), self.equilibrium)
+        Adaptive(hold=self.alignment_hold)
 
     @property
     def curvature_name(self) -> CurvatureName:
         return self.curvature
 
     def choices(self, devices: int) -> dict[str, Any]:
+        adaptive = self.alignment == "adaptive"
         return {
             "feedback": self.feedback,
             "rollout": self.rollout,
@@ -214,6 +226,7 @@ class OCNOpt(CurvatureOptimizer):
             "groups": -(-self.groups // devices),
             "region": self.region,
             "lower_bound": self.lower_bound,
+            "alignment": Adaptive(hold=self.alignment_hold) if adaptive else self.alignment,
         }
 
     def keep_on(self, devices: int) -> Keep:
@@ -240,6 +253,8 @@ class OCNOpt(CurvatureOptimizer):
             raise ValueError(
                 f"factor is {self.factor!r}, which the loss does not have: choose 'gradient'."
             )
+        for alignment in Settings(**self.choices(devices)).alignments:
+            aligned(problem, alignment)
         if self.feedback != "joint":
             return
         if statistics and devices > 1:

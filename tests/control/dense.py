@@ -10,6 +10,7 @@ Notation: that of `ocresnet/control/reference.py`, and
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -55,12 +56,12 @@ def split(system: System, tree: Any) -> Matrices:
 
 def _parts(system: System, tree: Any) -> list[Any]:
     parts = [{name: tree[name] for name in system.shared}] if system.shared else []
-    for segment in system.segments:
-        own = tree.get(segment.name, {})
-        if not segment.stacked:
+    for run in system.runs:
+        for i, segment in product(range(run[0].stages), run):
+            own = tree.get(segment.name, {})
+            if segment.stacked:
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], own)
             parts.append(own)
-        else:
-            parts += [jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in range(segment.length)]
     return parts
 
 

@@ -27,6 +27,7 @@ from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
 from experiments.common.kind_flags import KindFlags
 from experiments.optimizers import (
+    alignments,
     ddpnopt_table,
     feedback_ablation,
     optimizer_curves,
@@ -49,6 +50,7 @@ BINARIES = (
     paper,
     robustness,
     feedback_ablation,
+    alignments,
     ddpnopt_table,
     optimizer_curves,
     untuned,

@@ -10,6 +10,7 @@ from programs import call
 from experiments.benchmarks import optimizers as benchmark
 from experiments.benchmarks.training_step import TrainingStep
 from experiments.optimizers import (
+    alignments,
     ddpnopt_table,
     feedback_ablation,
     optimizer_curves,
@@ -59,6 +60,20 @@ def test_a_method_is_a_base_alone_or_with_feedback_on_its_own_curvature():
         "factor_every": 2,
         "eigen_every": 4,
     }
+
+
+def test_the_study_of_alignments_compares_seed_by_seed():
+    compared = alignments.methods("joint", hold=6)
+    assert list(compared) == ["blocks", "layers_first", "layers_last", "adaptive"]
+    found = [settings_of(method) for method in compared.values() if isinstance(method, OCNOpt)]
+    assert [settings.alignments for settings in found] == [
+        *((name,) for name in list(compared)[:3]),
+        ("blocks", "layers_first", "layers_last"),
+    ]
+    assert found[3].adaptive is not None and found[3].adaptive.hold == 6
+    assert all(settings.groups == 4 and settings.walks for settings in found)
+    # The differences of three seeds are 1, 2 and 3: their mean has the deviation 1 / sqrt(3).
+    assert alignments.difference([5.0, 9.0, 4.0], [4.0, 7.0, 1.0], 3) == "+2.000 ± 0.577"
 
 
 def test_the_ablation_takes_away_one_half_of_the_feedback_each():
@@ -286,6 +301,20 @@ def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
         (
             feedback_ablation,
             ["--epochs=1", "--seeds=2", "--base=sgd", "--method=off", "--method=d: full"],
+            2,
+        ),
+        (
+            alignments,
+            [
+                "--network=digits_projections",
+                "--samples=32",
+                "--epochs=1",
+                "--seeds=2",
+                "--feedback=stacked",
+                "--method=blocks",
+                "--method=adaptive",
+                "--hold=2",
+            ],
             2,
         ),
         (ddpnopt_table, ["--epochs=1", "--seeds=2", "--method=sgd with", "--method=adam"], 2),

@@ -19,6 +19,7 @@ from ocresnet.problem import Problem
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.families import describe
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network
@@ -53,6 +54,7 @@ from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_ti
 
 FAMILIES: dict[str, Architecture] = {
     "resnet": ResNetConfig.homogeneous(blocks=2, filters=4),
+    "projections": ResNetConfig.standard(blocks=4, filters=(3, 4)),
     "residual_mlp": ResidualMLPConfig(blocks=2, width=6),
     "transformer": TransformerConfig(blocks=2, width=6, heads=2, hidden=5, patch=3),
     "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
@@ -78,9 +80,15 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "dowg": DoWG(weight_decay=1e-3),
     "schedule_free_adamw": ScheduleFreeAdamW(learning_rate=0.01, weight_decay=1e-3),
     "polyak_sgd": PolyakSGD(weight_decay=1e-3),
+    "layers": OCNOpt(alignment="layers_last", momentum=0.5, weight_decay=1e-3, **OFTEN),
+    "adaptive": OCNOpt(
+        alignment="adaptive", alignment_hold=2, curvature="diagonal", learning_rate=0.003
+    ),
 }
 PAIRS = [
     ("resnet", "stacked"),
+    ("projections", "adaptive"),
+    pytest.param("projections", "layers", marks=pytest.mark.slow),
     ("residual_mlp", "joint"),
     ("residual_mlp", "sgd"),
     ("transformer", "stacked"),
@@ -101,7 +109,7 @@ PAIRS = [
 ]
 
 
-ROUNDING = {"ekfac": 1e-2, "stacked": 1e-2}
+ROUNDING = {"ekfac": 1e-2, "stacked": 1e-2, "layers": 1e-2}
 """Of EKFAC the eigenvectors of nearly equal eigenvalues turn with the last bit, and its moments
 with them; K-FAC's inverse does not. 1e-4 for all others."""
 
@@ -135,7 +143,7 @@ def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_
     restored = restore_network(tmp_path / "killed")
     jax.tree.map(np.testing.assert_array_equal, restored.variables, whole.network.variables)
     described = json.loads((tmp_path / "whole" / records.CONFIG).read_text())
-    assert described["architecture"]["family"] == family
+    assert described["architecture"]["family"] == describe(FAMILIES[family])["family"]
     norms = isinstance(FAMILIES[family], ResidualArchitecture)
     assert all(("parameter_norms" in row) == norms for row in whole.metrics)
     assert any((tmp_path / "whole" / "tensorboard").iterdir())
@@ -175,6 +183,8 @@ def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
     ):
         result = run("mlp", optimizer, toy_data, changes={"epochs": 1})
         assert np.isfinite(result.metrics[0]["objective"])
+    result = run("projections", OPTIMIZERS["layers"], toy_data, changes={"epochs": 1})
+    assert np.isfinite(result.metrics[0]["objective"])
 
 
 @pytest.mark.slow
