@@ -4,7 +4,7 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
-  digits_transformer  4 blocks of width 32 in 4 heads, patches of 2x2 pixels, gelu, layer norm
+  digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -80,7 +80,7 @@ _TANH = MLPConfig(hidden=(32, 32, 32, 32), activation="tanh")
 _RELU = MLPConfig(hidden=(32, 32, 32, 32), activation="relu")
 _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
-_TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=2, exits="none")
+_TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
