@@ -4,7 +4,7 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
-  digits_transformer  4 blocks of width 32 in 4 heads, patches of 2x2 pixels, gelu, layer norm
+  digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
                 by a block with a projection shortcut; batch norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
@@ -92,7 +92,7 @@ _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
-_TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=2, exits="none")
+_TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
