@@ -92,4 +92,4 @@ def _lower_bound(step: Step, nominal: Nominal | None) -> float:
     else:
         outputs = jax.eval_shape(lambda: run(problem, *step.variables, step.batch[0]).all_outputs())
         classes = outputs.shape[-1]
-    return float(1 + problem.stage_costs.sum()) * problem.cost.lower_bound(classes)
+    return (1 + sum(problem.stage_costs.tolist())) * problem.cost.lower_bound(classes)
