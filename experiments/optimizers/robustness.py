@@ -7,9 +7,8 @@ For every method, the accuracy on the test set after training with each learning
 half decades, and the measure: how many decades of learning rate stay within one point of the best
 that the method reaches. SGD (also with the gradient clipped to norm 1), RMSprop, Adam and EKFAC
 against OCNOpt on each of their curvatures in every form of feedback. "stacked linear" is the
-control without any feedback pass: the base step divided by 1 + beta T. Where stages have several
-players, as in inception networks, they cooperate, and also play Nash. Writes <output>.json, .md and
-.png, and .jsonl as it goes.
+control without any feedback pass: the base step divided by 1 + beta T. Writes <output>.json, .md
+and .png, and .jsonl as it goes.
 """
 
 import sys
@@ -21,13 +20,12 @@ import numpy as np
 
 from ocresnet import plots
 from ocresnet.control.settings import Feedback
-from ocresnet.control.stages import players
 from ocresnet.training.optimizers import Optimizer
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section
 from ..common.reports import markdown_table
-from .flags import StudyFlags, spread
+from .flags import StudyFlags
 from .methods import Base, make_method
 from .runs import measure_rates
 from .tasks import Task
@@ -63,14 +61,8 @@ class Flags(StudyFlags):
         )
 
 
-def methods(base: Base, flags: Flags, with_players: bool) -> dict[str, Optimizer]:
-    """Everything that is compared on one base optimizer.
-
-    Args:
-      base: which.
-      flags: of the study.
-      with_players: whether some stage has several.
-    """
+def methods(base: Base, flags: Flags) -> dict[str, Optimizer]:
+    """Everything that is compared on one base optimizer."""
     common = {"schedule": flags.schedule.value}
     if base == "sgd":
         common["momentum"] = flags.momentum.value
@@ -98,13 +90,6 @@ def methods(base: Base, flags: Flags, with_players: bool) -> dict[str, Optimizer
         compared["per sample, as in the papers"] = make(
             "per_sample", beta=beta, value_beta=beta**2, value_update="clipped"
         )
-    if with_players:
-        compared["stacked nonlinear, Nash"] = make("stacked", equilibrium="nash")
-        if flags.per_sample.value:
-            compared["per sample, beta 1, Nash"] = make("per_sample", equilibrium="nash")
-        if base == "ekfac":
-            compared["stacked nonlinear, separate factors"] = make("stacked", coupling="separate")
-            compared["stacked nonlinear, papers' coupling"] = make("stacked", coupling="schur")
     return compared
 
 
@@ -134,15 +119,14 @@ def decades_within(
 
 
 def table(base: Base, rows: Sequence[dict[str, Any]]) -> str:
-    """Mean accuracies on one base optimizer as Markdown, the best with its deviation over seeds."""
+    """Mean accuracies on one base optimizer as Markdown."""
     cells = []
     for row in rows:
         decay = f", weight decay {row['weight_decay']:g}" if row["weight_decay"] else ""
         means = [f"{mean:.1f}" for mean in np.mean(row["accuracy"], axis=-1)]
-        accuracies = np.asarray(row["accuracy"])
-        best = accuracies[accuracies.mean(axis=-1).argmax()]
-        shown = spread(best, digits=1) if best.size > 1 else f"{best[0]:.1f}"
-        cells.append([f"{row['method']}{decay}", *means, shown, f"{row['decades']:.1f}"])
+        cells.append(
+            [f"{row['method']}{decay}", *means, f"{row['best']:.1f}", f"{row['decades']:.1f}"]
+        )
     rates = [f"{rate:g}" for rate in LEARNING_RATES[base]]
     return markdown_table([f"{base}, learning rate", *rates, "best", "decades"], cells)
 
@@ -151,9 +135,8 @@ def study(flags: Flags) -> None:
     """Run every method over its learning rates, and write tables and figure."""
     task = flags.task()
     found = flags.study(momentum=flags.momentum.value, schedule=flags.schedule.value)
-    with_players = players(task.architecture.system()) > 1
     for base in flags.bases.value:
-        for name, method in flags.chosen(methods(base, flags, with_players)).items():
+        for name, method in flags.chosen(methods(base, flags)).items():
             for decay in flags.decays.value:
                 row = found.row(
                     {"base": base, "method": name, "weight_decay": decay},

@@ -96,16 +96,12 @@ def test_scaling_is_the_one_form_that_needs_nothing_but_the_gradient():
     values = robustness.FlagValues()
     flags = robustness.Flags(values)
     values(["robustness", "--schedule=cosine", "--momentum=0.9"])
-    compared = robustness.methods("sgd", flags, with_players=False)
+    compared = robustness.methods("sgd", flags)
     assert all(method.schedule == "cosine" for method in compared.values())
     assert all(method.momentum == 0.9 for method in compared.values())
     scaling = settings_of(compared["stacked linear (scaling only)"])
     assert scaling.acts_as_one and scaling.gradient_is_factor and not scaling.keep.trajectory
-    with_players = robustness.methods("ekfac", flags, with_players=True)
-    assert all(method.momentum == 0 for method in with_players.values())
-    playing = {name for name, method in with_players.items() if "Nash" in name}
-    assert len(playing) == 2 and not playing & robustness.methods("ekfac", flags, False).keys()
-    assert all(settings_of(with_players[name]).equilibrium == "nash" for name in playing)
+    assert all(method.momentum == 0 for method in robustness.methods("ekfac", flags).values())
 
 
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.stage_cost])
