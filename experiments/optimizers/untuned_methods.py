@@ -5,7 +5,7 @@ Every method has a cosine schedule over the run (schedule-free AdamW a constant 
 decay.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ocresnet.training.optimizers import (
     SGD,
@@ -14,6 +14,7 @@ from ocresnet.training.optimizers import (
     MoMo,
     MoMoAdam,
     Muon,
+    OCNOpt,
     Optimizer,
     PolyakSGD,
     Prodigy,
@@ -21,7 +22,7 @@ from ocresnet.training.optimizers import (
     ScheduleFreeAdamW,
 )
 
-from .methods import make_method
+from .methods import Base, make_method
 
 
 class Method(NamedTuple):
@@ -80,17 +81,45 @@ UNTUNED: dict[str, Method] = {
 }
 
 OCNOPT: dict[str, Method] = {
-    "OCNOpt EKFAC, stacked linear": Method(
-        make_method("ekfac", "stacked", rollout="linear", learning_rate=0.01, schedule="cosine"),
-        below=3,
-        above=5,
-        tuned=True,
-    ),
+    name: Method(optimizer, below=3, above=5)
+    for name, optimizer in {
+        "OCNOpt, as it comes": OCNOpt(),
+        "OCNOpt, linear": OCNOpt(rollout="linear"),
+        "OCNOpt, linear, region of the papers": OCNOpt(rollout="linear", region="fixed"),
+        "OCNOpt, linear, square": OCNOpt(rollout="linear", region="square"),
+        "OCNOpt, linear, diagonal": OCNOpt(rollout="linear", curvature="diagonal", momentum=0.9),
+        "OCNOpt, linear, identity": OCNOpt(rollout="linear", curvature="identity", momentum=0.9),
+    }.items()
 }
-"""The forms of OCNOpt, from 10^-3 to 10^5 times the usual rate: here every region and curvature has
-its line. One that has a default is compared at that (`tuned=False`), and its grid is drawn."""
+"""The forms of OCNOpt from 10^-3 to 10^5 times the learning rate that they come with."""
 
-METHODS = {**TUNED, **UNTUNED, **OCNOPT}
+_BASES: dict[str, tuple[Base, float]] = {
+    "identity": ("sgd", 0.1),
+    "diagonal": ("rmsprop", 1e-3),
+    "EKFAC": ("ekfac", 0.01),
+}
+
+_PLAYED: dict[str, dict[str, Any]] = {
+    "stacked, cooperative": {"feedback": "stacked"},
+    "stacked, Nash": {"feedback": "stacked", "equilibrium": "nash"},
+    "per sample, cooperative": {"feedback": "per_sample"},
+    "per sample, Nash": {"feedback": "per_sample", "equilibrium": "nash"},
+}
+
+GAMES: dict[str, Method] = {
+    f"OCNOpt {curvature}, {form}": Method(
+        make_method(base, learning_rate=rate, schedule="cosine", **fields),
+        below=1,
+        above=1,
+        tuned=True,
+    )
+    for curvature, (base, rate) in _BASES.items()
+    for form, fields in _PLAYED.items()
+}
+"""The papers' forms where the stages of a network have several players, who play together or each
+for himself; elsewhere both are the same."""
+
+METHODS = {**TUNED, **UNTUNED, **OCNOPT, **GAMES}
 
 
 class Setting(NamedTuple):
@@ -116,6 +145,8 @@ TASKS: dict[str, Setting] = {
     "digits_fcn": Setting(40, 32, seeds=10, target=90.0),
     "digits_cnn": Setting(40, 32, seeds=10, target=92.0),
     "digits_resnet": Setting(40, 32, seeds=5, target=93.0),
+    "digits_inception": Setting(40, 32, seeds=3, target=90.0),
+    "digits_transformer": Setting(40, 32, seeds=5, target=88.0),
     "mnist_fcn": Setting(15, 128, seeds=3, target=95.0),
     "mnist_cnn": Setting(10, 128, seeds=3, target=98.5),
     "cifar10_cnn": Setting(40, 128, seeds=3, target=50.0, samples=10_000),
