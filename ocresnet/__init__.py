@@ -3,7 +3,8 @@
 Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
-  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, for_dataset   architectures
+  ResNetConfig, ResidualMLPConfig, MLPConfig, CNNConfig, NeuralODEConfig, for_dataset
+                                   architectures
   System                           one's own functions as a system; `systems.from_flax` has the way
                                    in for Flax modules
   TrainingConfig, fit              train, with stage costs
@@ -38,6 +39,7 @@ from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import System
@@ -56,6 +58,7 @@ __all__ = [
     "Keep",
     "MLPConfig",
     "Network",
+    "NeuralODEConfig",
     "OCNOpt",
     "Problem",
     "RMSprop",

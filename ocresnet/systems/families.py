@@ -10,6 +10,7 @@ from typing import Any
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 
@@ -18,6 +19,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "mlp": MLPConfig,
     "cnn": CNNConfig,
     "residual_mlp": ResidualMLPConfig,
+    "neural_ode": NeuralODEConfig,
 }
 
 

@@ -1,0 +1,375 @@
+"""Solvers of ordinary differential equations: single steps of a given size, and whole solves that
+choose their own.
+
+Notation
+    F         vector field:  dx/dt = F(theta, t, x)
+    h         size of a step
+    a         adjoint dL/dx(t):   da/dt = -F_x^T a
+    g         what of dL/dtheta the times after t contribute:   dg/dt = -F_theta^T a,  g(t1) = 0
+
+    backward from t1:  (x, a, g),   dL/dtheta = g(t0),   dL/dt1 = a(t1) F(t1, x(t1))
+
+A state is any tree of arrays. Adaptive solves take a batch for one state: all samples have the same
+steps. diffrax, an extra that is imported when it is used, makes them; their gradients are here. Its
+own direct adjoint cannot be compiled inside `jax.pmap` (0.7.2), and its backsolve does not say that
+the backward solve was cut short.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ocresnet.systems.system import PyTree, State
+
+Array = jax.Array
+
+VectorField = Callable[[PyTree, Array, State], State]
+"""F: (theta, t, x) -> dx/dt."""
+
+FixedStepMethod = Literal["euler", "midpoint", "rk4"]
+AdaptiveMethod = Literal["dopri5", "tsit5"]
+Adjoint = Literal["direct", "backsolve"]
+
+EVALUATIONS: dict[FixedStepMethod, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
+"""Of F, in a step."""
+
+FIRST_STEP = 0.1
+"""Of an adaptive solve, as a share of the time to cover; the next ones are chosen by the error."""
+
+
+def step(
+    method: FixedStepMethod, field: VectorField, params: PyTree, time: Array, h: float, x: State
+) -> State:
+    """x(t + h) from x(t), to the first (euler), second (midpoint) or fourth (rk4) order of h.
+
+    Args:
+      method: which.
+      field, params: F and its theta.
+      time: t, [].
+      h: the step.
+      x: the state at t.
+    """
+
+    def moved(direction: State, length: float) -> State:
+        return jax.tree.map(lambda leaf, slope: leaf + length * slope, x, direction)
+
+    def slope(after: float, state: State) -> State:
+        return field(params, time + after, state)
+
+    k_1 = slope(0, x)
+    if method == "euler":
+        return moved(k_1, h)
+    k_2 = slope(h / 2, moved(k_1, h / 2))
+    if method == "midpoint":
+        return moved(k_2, h)
+    k_3 = slope(h / 2, moved(k_2, h / 2))
+    k_4 = slope(h, moved(k_3, h))
+    return moved(jax.tree.map(lambda a, b, c, d: a + 2 * b + 2 * c + d, k_1, k_2, k_3, k_4), h / 6)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """How an adaptive solve is made.
+
+    Attributes:
+      method: an explicit Runge-Kutta pair of order 5(4).
+      rtol, atol: the error of a step is kept below atol + rtol |x|, as a root mean square over the
+        whole state.
+      max_steps: limit on the steps of a solve, rejected ones included.
+      adjoint: how its gradient is computed: "direct", through the steps that were taken, the states
+        before which are kept, or "backsolve", by a solve of the adjoint equation backward in time,
+        which keeps x(t1) alone.
+    """
+
+    method: AdaptiveMethod = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    max_steps: int = 100
+    adjoint: Adjoint = "direct"
+
+
+class Solution(NamedTuple):
+    """Of an adaptive solve.
+
+    Attributes:
+      state: x(t1); NaN where the solve reached its limit of steps before t1.
+      steps: those that were tried, int32 [].
+      complete: whether t1 was reached, [].
+    """
+
+    state: State
+    steps: Array
+    complete: Array
+
+    @property
+    def evaluations(self) -> Array:
+        """How often F was evaluated: six times a step, as its last slope is the next one's first,
+        and once before them."""
+        return 6 * self.steps + 1
+
+
+class Taken(NamedTuple):
+    """The steps that a solve has taken.
+
+    Attributes:
+      times: t0, and the times after every step, [max_steps + 1]; infinite beyond `count`.
+      states: the states there, trees [max_steps + 1, ...].
+      count: how many, int32 [].
+      complete: whether they reach t1, [].
+    """
+
+    times: Array
+    states: State
+    count: Array
+    complete: Array
+
+
+def solve(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    start: Array | float,
+    end: Array | float,
+    x: State,
+) -> State:
+    """x(end) from x(start), differentiable (in reverse) in all but the settings and the field.
+
+    Where the solve, or that of its adjoint, reaches its limit of steps, the result (or its
+    gradient) is NaN: inside a compiled program nothing can be raised.
+
+    Args:
+      settings: of the solve.
+      field, params: F and its theta; of other arrays F must not know, lest gradients lack them.
+      start, end: t0 and t1; end may be the earlier one.
+      x: x(t0), of at least float32.
+
+    Raises:
+      ImportError: without diffrax, saying how to get it.
+    """
+    return _solve(settings, field, params, _times(start, end), x)
+
+
+def solution(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    start: Array | float,
+    end: Array | float,
+    x: State,
+) -> Solution:
+    """The same with the number of its steps, and without gradients."""
+    return _integrate(settings, field, params, _times(start, end), x)
+
+
+def adjoint_solution(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    start: Array | float,
+    end: Array | float,
+    x: State,
+    adjoint: State,
+) -> Solution:
+    """The adjoint equation, backward from t1 to t0.
+
+    The error of g, an integral that nothing feeds on, does not choose the steps: so taps
+    (`systems/taps.py`) in the parameters, whose records are parts of g, leave the gradient as it
+    is.
+
+    Args:
+      settings, field, params: of the forward solve.
+      start, end: t0 and t1.
+      x, adjoint: x(t1) and a(t1).
+
+    Returns:
+      The solution with (x, a, g) at t0 as its state.
+    """
+
+    def backward_field(params: PyTree, time: Array, state: State) -> State:
+        x, adjoint, _ = state
+        slope, pull_back = jax.vjp(lambda params, x: field(params, time, x), params, x)
+        g_slope, a_slope = jax.tree.map(jnp.negative, pull_back(adjoint))
+        return slope, a_slope, g_slope
+
+    state = x, adjoint, jax.tree.map(jnp.zeros_like, params)
+    backward = _times(end, start)
+    return _integrate(settings, backward_field, params, backward, state, lambda state: state[:2])
+
+
+def require_diffrax() -> Any:
+    """diffrax.
+
+    Raises:
+      ImportError: without it, saying how to get it.
+    """
+    try:
+        import diffrax  # an extra
+    except ImportError as error:
+        raise ImportError(
+            f"the adaptive solvers {', '.join(get_args(AdaptiveMethod))} need diffrax: install "
+            "'ocresnet[ode]', or choose solver euler, midpoint or rk4 with a number of steps."
+        ) from error
+    return diffrax
+
+
+def _times(start: Array | float, end: Array | float) -> tuple[Array, Array]:
+    return jnp.asarray(start, jnp.result_type(float)), jnp.asarray(end, jnp.result_type(float))
+
+
+def _integrate(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    times: tuple[Array, Array],
+    x: State,
+    measured: Callable[[State], PyTree] = lambda state: state,
+) -> Solution:
+    """A solve whose steps are chosen by the error of what is `measured` of the state."""
+    diffrax = require_diffrax()
+    saved = diffrax.SaveAt(t1=True)
+    result = _diffrax_solve(settings, field, params, times, x, saved, measured)
+    complete = result.result == diffrax.RESULTS.successful
+    state = jax.tree.map(lambda leaf: jnp.where(complete, leaf[-1], jnp.nan), result.ys)
+    return Solution(state, result.stats["num_steps"].astype(jnp.int32), complete)
+
+
+def _taken(
+    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
+) -> Taken:
+    """A solve that keeps all its states."""
+    diffrax = require_diffrax()
+    saved = diffrax.SaveAt(t0=True, steps=True)
+    result = _diffrax_solve(settings, field, params, times, x, saved)
+    complete = result.result == diffrax.RESULTS.successful
+    count = result.stats["num_accepted_steps"].astype(jnp.int32)
+    return Taken(result.ts, result.ys, count, complete)
+
+
+def _diffrax_solve(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    times: tuple[Array, Array],
+    x: State,
+    saved: Any,
+    measured: Callable[[State], PyTree] = lambda state: state,
+) -> Any:
+    diffrax = require_diffrax()
+    from optimistix import rms_norm  # diffrax brings it
+
+    start, end = times
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, state, params: field(params, t, state)),
+        _method(settings),
+        start,
+        end,
+        FIRST_STEP * (end - start),
+        x,
+        args=params,
+        saveat=saved,
+        stepsize_controller=diffrax.PIDController(
+            rtol=settings.rtol, atol=settings.atol, norm=lambda state: rms_norm(measured(state))
+        ),
+        adjoint=diffrax.ForwardMode(),
+        max_steps=settings.max_steps,
+        throw=False,
+    )
+
+
+def _method(settings: Adaptive) -> Any:
+    diffrax = require_diffrax()
+    return {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[settings.method]()
+
+
+def _one_step(
+    settings: Adaptive,
+    field: VectorField,
+    params: PyTree,
+    times: tuple[Array, Array],
+    x: State,
+) -> State:
+    """The step of the method from one time to another."""
+    tableau = _method(settings).tableau
+    start, h = times[0], times[1] - times[0]
+
+    def moved(weights: Any, slopes: list[State]) -> State:
+        def of_leaf(leaf: Array, *slopes: Array) -> Array:
+            terms = (float(w) * slope for w, slope in zip(weights, slopes, strict=True))
+            return leaf + h.astype(leaf.dtype) * sum(terms)
+
+        return jax.tree.map(of_leaf, x, *slopes)
+
+    slopes = [field(params, start, x)]
+    for c, weights in zip(tableau.c[:-1], tableau.a_lower[:-1], strict=True):
+        slopes.append(field(params, start + float(c) * h, moved(weights, slopes)))
+    return moved(tableau.b_sol[:-1], slopes)  # the last slope is that of the next step
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _solve(
+    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
+) -> State:
+    return _integrate(settings, field, params, times, x).state
+
+
+def _forward(
+    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
+) -> tuple[State, PyTree]:
+    if settings.adjoint == "backsolve":
+        end = _integrate(settings, field, params, times, x).state
+        return end, (params, times, end)
+    taken = _taken(settings, field, params, times, x)
+    end = jax.tree.map(
+        lambda leaf: jnp.where(taken.complete, leaf[taken.count], jnp.nan), taken.states
+    )
+    return end, (params, taken)
+
+
+def _backward(
+    settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
+) -> tuple[PyTree, tuple[Array, Array], State]:
+    if settings.adjoint == "direct":
+        return _back_through_steps(settings, field, *residuals, adjoint)
+    params, (start, end), x = residuals
+    x_start, a_start, gradient = adjoint_solution(
+        settings, field, params, start, end, x, adjoint
+    ).state
+    slopes = (
+        -_inner(a_start, field(params, start, x_start)),
+        _inner(adjoint, field(params, end, x)),
+    )
+    return gradient, slopes, a_start
+
+
+_solve.defvjp(_forward, _backward)
+
+
+def _back_through_steps(
+    settings: Adaptive, field: VectorField, params: PyTree, taken: Taken, adjoint: State
+) -> tuple[PyTree, tuple[Array, Array], State]:
+    """Cotangents of theta, of (t0, t1) and of x(t0); the times between them are constants."""
+
+    def back(index: Array, carry: PyTree) -> PyTree:
+        gradient, (_, at_end), adjoint = carry
+        k = taken.count - 1 - index
+        x = jax.tree.map(lambda leaf: leaf[k], taken.states)
+        times = taken.times[k], taken.times[k + 1]
+        _, pull_back = jax.vjp(partial(_one_step, settings, field), params, times, x)
+        more, (at_start, own_end), adjoint = pull_back(adjoint)
+        at_end = jnp.where(index == 0, own_end, at_end)
+        return jax.tree.map(jnp.add, gradient, more), (at_start, at_end), adjoint
+
+    nothing = jnp.zeros_like(taken.times[0])
+    start = jax.tree.map(jnp.zeros_like, params), (nothing, nothing), adjoint
+    result = lax.fori_loop(0, taken.count, back, start)
+    return jax.tree.map(lambda leaf: jnp.where(taken.complete, leaf, jnp.nan), result)
+
+
+def _inner(left: State, right: State) -> Array:
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), left, right)
+    return sum(jax.tree.leaves(products), jnp.zeros((), jnp.result_type(float)))
