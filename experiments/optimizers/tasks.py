@@ -3,6 +3,7 @@
   wine_fcn      13 - 32 - 32 - 32 - 32 - 3, tanh; scikit-learn's wine, 20 % of it to test
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
+  digits_ode    Neural ODE of width 32, tanh, four steps of rk4 over the horizon 1
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
@@ -23,6 +24,7 @@ from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training.fit import for_dataset
 
@@ -78,6 +80,7 @@ _TANH = MLPConfig(hidden=(32, 32, 32, 32), activation="tanh")
 _RELU = MLPConfig(hidden=(32, 32, 32, 32), activation="relu")
 _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
+_ODE = NeuralODEConfig(width=32, solver="rk4", steps=4, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -85,6 +88,7 @@ NETWORKS = {
     "wine_fcn": Network("wine", _TANH, together=True),
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
+    "digits_ode": Network("digits", _ODE, together=True),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),

@@ -4,10 +4,10 @@
     F(theta, t, x) = layer_2(sigma(layer_1(x, t)), t)      the time is one more feature, or channel
     yhat_k = read(x(t_k)),   yhat = read(x(T))
 
-theta is the same at all times. Under a solver of N equal steps, x_{k+1} = x_k + h (slope at t_k), the
-steps are residual blocks with one set of parameters: one stage of the control problem, with an exit
-at every t_k = k h. How deep a network has to be is then how long it has to be integrated. Under an
-adaptive solver, which chooses its steps itself, the whole solve is one block.
+theta is the same at all times. The N equal steps x_{k+1} = x_k + h (slope at t_k) of an explicit
+solver are residual blocks with one set of parameters: one stage of the control problem, with an
+exit at every t_k = k h. How deep a network has to be is then how long it has to be integrated. With
+an adaptive solver, which chooses its steps itself, the whole solve is one block.
 
 The convolutional network is that of SNOpt (Liu et al. 2021), but for kernels of 3x3 pixels, padded,
 throughout. There are no norms, and so no batch statistics.
@@ -23,7 +23,8 @@ from typing import Literal, Self, get_args
 import jax
 import jax.numpy as jnp
 
-from ocresnet.systems import layers, ode_solvers
+from ocresnet.systems import adaptive_solves, explicit_steps, layers
+from ocresnet.systems.adaptive_solves import Adaptive, AdaptiveMethod, Adjoint
 from ocresnet.systems.architecture import (
     MOMENTUM,
     OUTPUT_BLOCK,
@@ -34,16 +35,9 @@ from ocresnet.systems.architecture import (
     require_whole,
     whole_numbers,
 )
+from ocresnet.systems.explicit_steps import FixedStepMethod, VectorField
 from ocresnet.systems.layers import AxisName, Convolution, Params
 from ocresnet.systems.mlp import Activation
-from ocresnet.systems.ode_solvers import (
-    EVALUATIONS,
-    Adaptive,
-    AdaptiveMethod,
-    Adjoint,
-    FixedStepMethod,
-    VectorField,
-)
 from ocresnet.systems.system import (
     Execution,
     Output,
@@ -71,7 +65,8 @@ ADAPTIVE_FIELDS = ("rtol", "atol", "max_steps", "adjoint")
 class NeuralODEConfig(ResidualArchitecture):
     """The architecture of a Neural ODE.
 
-    What a solver does not have is None; what it has and is None is that of `ode_solvers.Adaptive`.
+    What a solver does not have is None. What it has and is None is that of `Adaptive`
+    (`adaptive_solves.py`): tolerances of 1e-3, at most 100 steps, the direct adjoint.
 
     Attributes:
       vector_field: whether the state is a vector and F has dense layers, or the state is an image
@@ -159,12 +154,11 @@ class NeuralODEConfig(ResidualArchitecture):
     @property
     def adaptive(self) -> Adaptive | None:
         """How an adaptive solve is made; None under a solver of equal steps."""
-        if self.solver not in get_args(AdaptiveMethod):
-            return None
-        given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
-        return Adaptive(
-            self.solver, **{name: value for name, value in given.items() if value is not None}
-        )
+        if self.solver == "dopri5" or self.solver == "tsit5":
+            given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
+            given = {name: value for name, value in given.items() if value is not None}
+            return Adaptive(self.solver, **given)
+        return None
 
     @property
     def depth(self) -> int:
@@ -279,18 +273,18 @@ class NeuralODEConfig(ResidualArchitecture):
         field = self.field()
         adaptive = self.adaptive
         if adaptive is not None:
-            ode_solvers.require_diffrax()
+            adaptive_solves.require_diffrax()
 
         def one_step(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             theta, h = stage.params["residual"], self.horizon / self.depth
-            return ode_solvers.step(self._fixed(), field, theta, stage.time, h, x), {}
+            return explicit_steps.step(self.fixed, field, theta, stage.time, h, x), {}
 
         def whole_solve(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             assert adaptive is not None
             theta = stage.params["residual"]
             # In half precision the error that chooses the steps would be that of rounding.
             exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            end = ode_solvers.solve(adaptive, field, theta, 0.0, self.horizon, exact)
+            end = adaptive_solves.solve(adaptive, field, theta, 0.0, self.horizon, exact)
             return end.astype(x.dtype), {}
 
         return Segment(
@@ -309,8 +303,15 @@ class NeuralODEConfig(ResidualArchitecture):
         """The kind that F has two of."""
         return Convolution() if self.strides else layers.dense
 
-    def _fixed(self) -> FixedStepMethod:
-        assert self.solver in EVALUATIONS
+    @property
+    def fixed(self) -> FixedStepMethod:
+        """The method of equal steps.
+
+        Raises:
+          ValueError: if the solver is adaptive.
+        """
+        if self.solver == "dopri5" or self.solver == "tsit5":
+            raise ValueError(f"{self.solver} is no solver of equal steps.")
         return self.solver
 
     def init(self, key: Array) -> Variables:
@@ -367,4 +368,3 @@ def _two_layers(layer: layers.Dense | Convolution, activation: Activation) -> Ve
         return layer(params["layer_2"], with_time(inner, time))
 
     return field
-

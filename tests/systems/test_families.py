@@ -20,7 +20,9 @@ from tests.quick import quick_jit
 from tests.systems.every_family import EVERY
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
-one_of_each = pytest.mark.parametrize("name", ["levels", "residual_mlp", "mlp", "cnn"])
+one_of_each = pytest.mark.parametrize(
+    "name", ["levels", "residual_mlp", "mlp", "cnn", "neural_ode"]
+)
 KERNEL_GRADIENT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -60,7 +62,8 @@ def kernel_gradient(arrays, reading):
 
 @every_architecture
 def test_declared_layers_are_those_that_are_read(name):
-    """Each once by its transition or output; what they read and got back is their gradient."""
+    """Each once by its transition or output, but for shared and tied ones; what they read and got
+    back is their gradient."""
     architecture, declared = EVERY[name], declared_layers(EVERY[name])
     images = random_images(architecture)
     with jax.enable_x64(True):
@@ -93,7 +96,8 @@ def test_declared_layers_are_those_that_are_read(name):
             return jax.grad(cost, (0, 1))(params, taps)
 
         gradient, record = jax.tree.map(np.asarray, both(variables.params, taps))
-    shared = architecture.system().shared_layers
+    system = architecture.system()
+    tied = tuple(f"{segment.name}/" for segment in system.segments if segment.tied)
     for path, (_, length) in declared.items():
         arrays, layer = record[path].arrays, at(gradient, path)
         wanted = layer["kernel"].reshape(
@@ -102,7 +106,7 @@ def test_declared_layers_are_those_that_are_read(name):
         if "bias" in layer:
             wanted = np.concatenate([wanted, layer["bias"][..., None, :]], axis=-2)
         np.testing.assert_allclose(arrays["gradient"], wanted, **KERNEL_GRADIENT, err_msg=path)
-        if path in shared:
+        if path in system.shared_layers or path.startswith(tied):
             assert arrays["readings"] >= 1
         else:
             np.testing.assert_array_equal(arrays["readings"], 1, err_msg=path)
@@ -195,7 +199,7 @@ def test_descriptions_in_json_come_back(name):
 
 
 RESNET = families.describe(ResNetConfig((1,), (4,)))
-UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_mlp"
+UNKNOWN = "must be described with its family, one of resnet, mlp, cnn, residual_mlp, neural_ode"
 
 
 @pytest.mark.parametrize(

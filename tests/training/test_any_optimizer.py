@@ -18,6 +18,7 @@ from ocresnet.data.dataset import Dataset
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Execution
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Architecture] = {
     "residual_mlp": ResidualMLPConfig(blocks=2, width=6),
     "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
     "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
+    "neural_ode": NeuralODEConfig(width=6, solver="rk4", steps=2),
 }
 OFTEN = {"factor_every": 2, "eigen_every": 4}
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -57,6 +59,7 @@ PAIRS = [
     ("cnn", "ekfac"),
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
+    ("neural_ode", "stacked"),
 ]
 
 

@@ -1,16 +1,14 @@
-"""Solvers of ordinary differential equations: single steps of a given size, and whole solves that
-choose their own.
+"""Solves of ordinary differential equations that choose their steps, and their gradients.
 
 Notation
     F         vector field:  dx/dt = F(theta, t, x)
-    h         size of a step
     a         adjoint dL/dx(t):   da/dt = -F_x^T a
     g         what of dL/dtheta the times after t contribute:   dg/dt = -F_theta^T a,  g(t1) = 0
 
     backward from t1:  (x, a, g),   dL/dtheta = g(t0),   dL/dt1 = a(t1) F(t1, x(t1))
 
-A state is any tree of arrays. Adaptive solves take a batch for one state: all samples have the same
-steps. diffrax, an extra that is imported when it is used, makes them; their gradients are here. Its
+A state is any tree of arrays; a batch is one state, so that all samples have the same steps.
+diffrax, an extra that is imported when it is used, makes the solves; their gradients are here. Its
 own direct adjoint cannot be compiled inside `jax.pmap` (0.7.2), and its backsolve does not say that
 the backward solve was cut short.
 """
@@ -24,52 +22,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.system import PyTree, State
 
 Array = jax.Array
 
-VectorField = Callable[[PyTree, Array, State], State]
-"""F: (theta, t, x) -> dx/dt."""
-
-FixedStepMethod = Literal["euler", "midpoint", "rk4"]
 AdaptiveMethod = Literal["dopri5", "tsit5"]
 Adjoint = Literal["direct", "backsolve"]
 
-EVALUATIONS: dict[FixedStepMethod, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
-"""Of F, in a step."""
-
 FIRST_STEP = 0.1
-"""Of an adaptive solve, as a share of the time to cover; the next ones are chosen by the error."""
-
-
-def step(
-    method: FixedStepMethod, field: VectorField, params: PyTree, time: Array, h: float, x: State
-) -> State:
-    """x(t + h) from x(t), to the first (euler), second (midpoint) or fourth (rk4) order of h.
-
-    Args:
-      method: which.
-      field, params: F and its theta.
-      time: t, [].
-      h: the step.
-      x: the state at t.
-    """
-
-    def moved(direction: State, length: float) -> State:
-        return jax.tree.map(lambda leaf, slope: leaf + length * slope, x, direction)
-
-    def slope(after: float, state: State) -> State:
-        return field(params, time + after, state)
-
-    k_1 = slope(0, x)
-    if method == "euler":
-        return moved(k_1, h)
-    k_2 = slope(h / 2, moved(k_1, h / 2))
-    if method == "midpoint":
-        return moved(k_2, h)
-    k_3 = slope(h / 2, moved(k_2, h / 2))
-    k_4 = slope(h, moved(k_3, h))
-    return moved(jax.tree.map(lambda a, b, c, d: a + 2 * b + 2 * c + d, k_1, k_2, k_3, k_4), h / 6)
+"""Of a solve, as a share of the time to cover; the next ones are chosen by the error."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +59,7 @@ class Solution(NamedTuple):
     """Of an adaptive solve.
 
     Attributes:
-      state: x(t1); NaN where the solve reached its limit of steps before t1.
+      state: x(t1); infinite where the solve reached its limit of steps before t1.
       steps: those that were tried, int32 [].
       complete: whether t1 was reached, [].
     """
@@ -109,7 +71,7 @@ class Solution(NamedTuple):
     @property
     def evaluations(self) -> Array:
         """How often F was evaluated: six times a step, as its last slope is the next one's first,
-        and once before them."""
+        and once before them (where the first is rejected, diffrax does that again)."""
         return 6 * self.steps + 1
 
 
@@ -117,15 +79,15 @@ class Taken(NamedTuple):
     """The steps that a solve has taken.
 
     Attributes:
-      times: t0, and the times after every step, [max_steps + 1]; infinite beyond `count`.
+      times: t0, and the times after every step, [max_steps + 1]; infinite beyond `steps`.
       states: the states there, trees [max_steps + 1, ...].
-      count: how many, int32 [].
+      steps: how many, int32 [].
       complete: whether they reach t1, [].
     """
 
     times: Array
     states: State
-    count: Array
+    steps: Array
     complete: Array
 
 
@@ -140,7 +102,7 @@ def solve(
     """x(end) from x(start), differentiable (in reverse) in all but the settings and the field.
 
     Where the solve, or that of its adjoint, reaches its limit of steps, the result (or its
-    gradient) is NaN: inside a compiled program nothing can be raised.
+    gradient) is infinite: inside a compiled program nothing can be raised.
 
     Args:
       settings: of the solve.
@@ -233,8 +195,9 @@ def _integrate(
     diffrax = require_diffrax()
     saved = diffrax.SaveAt(t1=True)
     result = _diffrax_solve(settings, field, params, times, x, saved, measured)
-    complete = result.result == diffrax.RESULTS.successful
-    state = jax.tree.map(lambda leaf: jnp.where(complete, leaf[-1], jnp.nan), result.ys)
+    state = jax.tree.map(lambda leaf: leaf[-1], result.ys)
+    complete = _arrived(result.ts[-1], times[1], state)
+    state = jax.tree.map(partial(_only_if, complete), state)
     return Solution(state, result.stats["num_steps"].astype(jnp.int32), complete)
 
 
@@ -245,9 +208,9 @@ def _taken(
     diffrax = require_diffrax()
     saved = diffrax.SaveAt(t0=True, steps=True)
     result = _diffrax_solve(settings, field, params, times, x, saved)
-    complete = result.result == diffrax.RESULTS.successful
-    count = result.stats["num_accepted_steps"].astype(jnp.int32)
-    return Taken(result.ts, result.ys, count, complete)
+    steps = result.stats["num_accepted_steps"].astype(jnp.int32)
+    last = jax.tree.map(lambda leaf: leaf[steps], result.ys)
+    return Taken(result.ts, result.ys, steps, _arrived(result.ts[steps], times[1], last))
 
 
 def _diffrax_solve(
@@ -324,9 +287,7 @@ def _forward(
         end = _integrate(settings, field, params, times, x).state
         return end, (params, times, end)
     taken = _taken(settings, field, params, times, x)
-    end = jax.tree.map(
-        lambda leaf: jnp.where(taken.complete, leaf[taken.count], jnp.nan), taken.states
-    )
+    end = jax.tree.map(lambda leaf: _only_if(taken.complete, leaf[taken.steps]), taken.states)
     return end, (params, taken)
 
 
@@ -334,7 +295,8 @@ def _backward(
     settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
 ) -> tuple[PyTree, tuple[Array, Array], State]:
     if settings.adjoint == "direct":
-        return _back_through_steps(settings, field, *residuals, adjoint)
+        params, taken = residuals
+        return _back_through_steps(settings, field, params, taken, adjoint)
     params, (start, end), x = residuals
     x_start, a_start, gradient = adjoint_solution(
         settings, field, params, start, end, x, adjoint
@@ -356,7 +318,7 @@ def _back_through_steps(
 
     def back(index: Array, carry: PyTree) -> PyTree:
         gradient, (_, at_end), adjoint = carry
-        k = taken.count - 1 - index
+        k = taken.steps - 1 - index
         x = jax.tree.map(lambda leaf: leaf[k], taken.states)
         times = taken.times[k], taken.times[k + 1]
         _, pull_back = jax.vjp(partial(_one_step, settings, field), params, times, x)
@@ -366,8 +328,21 @@ def _back_through_steps(
 
     nothing = jnp.zeros_like(taken.times[0])
     start = jax.tree.map(jnp.zeros_like, params), (nothing, nothing), adjoint
-    result = lax.fori_loop(0, taken.count, back, start)
-    return jax.tree.map(lambda leaf: jnp.where(taken.complete, leaf, jnp.nan), result)
+    result = lax.fori_loop(0, taken.steps, back, start)
+    return jax.tree.map(partial(_only_if, taken.complete), result)
+
+
+def _arrived(time: Array, end: Array, state: State) -> Array:
+    """Whether a solve reached its end with a state that is finite: to diffrax a step that is not a
+    number is a success."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
+    return jnp.all(jnp.stack([time == end, *finite]))
+
+
+def _only_if(complete: Array, leaf: Array) -> Array:
+    """What a solve has reached, and infinity unless it reached its end. Not NaN: on CPU the maximum
+    of that and zero, as in a ReLU, is zero again."""
+    return jnp.where(complete, leaf, jnp.inf)
 
 
 def _inner(left: State, right: State) -> Array:
