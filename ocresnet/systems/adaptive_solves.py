@@ -5,12 +5,15 @@ Notation
     a         adjoint dL/dx(t):   da/dt = -F_x^T a
     g         what of dL/dtheta the times after t contribute:   dg/dt = -F_theta^T a,  g(t1) = 0
 
-    backward from t1:  (x, a, g),   dL/dtheta = g(t0),   dL/dt1 = a(t1) F(t1, x(t1))
+    s         the time as a share:  t = t0 + s (t1 - t0),   dx/ds = (t1 - t0) F,   0 <= s <= 1
+
+    backward from t1:  (x, a, g),   dL/dtheta = g(t0)
 
 A state is any tree of arrays; a batch is one state, so that all samples have the same steps.
 diffrax, an extra that is imported when it is used, makes the solves; their gradients are here. Its
 own direct adjoint cannot be compiled inside `jax.pmap` (0.7.2), and its backsolve does not say that
-the backward solve was cut short.
+the backward solve was cut short. It is given s, whose ends are constants, so that it puts no check
+of them (a call of the host) into the program; t0 and t1 are parameters beside theta.
 """
 
 from collections.abc import Callable
@@ -31,7 +34,7 @@ AdaptiveMethod = Literal["dopri5", "tsit5"]
 Adjoint = Literal["direct", "backsolve"]
 
 FIRST_STEP = 0.1
-"""Of a solve, as a share of the time to cover; the next ones are chosen by the error."""
+"""Of a solve, in s; the next ones are chosen by the error."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Solution(NamedTuple):
     """Of an adaptive solve.
 
     Attributes:
-      state: x(t1); infinite where the solve reached its limit of steps before t1.
+      state: x(t1), for example; infinite where the solve reached its limit of steps before t1.
       steps: those that were tried, int32 [].
       complete: whether t1 was reached, [].
     """
@@ -79,13 +82,14 @@ class Taken(NamedTuple):
     """The steps that a solve has taken.
 
     Attributes:
-      times: t0, and the times after every step, [max_steps + 1]; infinite beyond `steps`.
+      shares: s before the first step and after each of them, [max_steps + 1]; infinite beyond
+        `steps`.
       states: the states there, trees [max_steps + 1, ...].
       steps: how many, int32 [].
-      complete: whether they reach t1, [].
+      complete: whether they reach the end, [].
     """
 
-    times: Array
+    shares: Array
     states: State
     steps: Array
     complete: Array
@@ -113,7 +117,7 @@ def solve(
     Raises:
       ImportError: without diffrax, saying how to get it.
     """
-    return _solve(settings, field, params, _times(start, end), x)
+    return _solve(settings, _in_shares(field), _with_times(params, start, end), x)
 
 
 def solution(
@@ -125,7 +129,7 @@ def solution(
     x: State,
 ) -> Solution:
     """The same with the number of its steps, and without gradients."""
-    return _integrate(settings, field, params, _times(start, end), x)
+    return _integrate(settings, _in_shares(field), _with_times(params, start, end), x)
 
 
 def adjoint_solution(
@@ -139,10 +143,6 @@ def adjoint_solution(
 ) -> Solution:
     """The adjoint equation, backward from t1 to t0.
 
-    The error of g, an integral that nothing feeds on, does not choose the steps: so taps
-    (`systems/taps.py`) in the parameters, whose records are parts of g, leave the gradient as it
-    is.
-
     Args:
       settings, field, params: of the forward solve.
       start, end: t0 and t1.
@@ -151,16 +151,9 @@ def adjoint_solution(
     Returns:
       The solution with (x, a, g) at t0 as its state.
     """
-
-    def backward_field(params: PyTree, time: Array, state: State) -> State:
-        x, adjoint, _ = state
-        slope, pull_back = jax.vjp(lambda params, x: field(params, time, x), params, x)
-        g_slope, a_slope = jax.tree.map(jnp.negative, pull_back(adjoint))
-        return slope, a_slope, g_slope
-
-    state = x, adjoint, jax.tree.map(jnp.zeros_like, params)
-    backward = _times(end, start)
-    return _integrate(settings, backward_field, params, backward, state, lambda state: state[:2])
+    whole = _with_times(params, start, end)
+    solved = _adjoint(settings, _in_shares(field), whole, x, adjoint)
+    return solved._replace(state=(*solved.state[:2], solved.state[2][0]))
 
 
 def require_diffrax() -> Any:
@@ -179,45 +172,51 @@ def require_diffrax() -> Any:
     return diffrax
 
 
-def _times(start: Array | float, end: Array | float) -> tuple[Array, Array]:
-    return jnp.asarray(start, jnp.result_type(float)), jnp.asarray(end, jnp.result_type(float))
+def _with_times(params: PyTree, start: Array | float, end: Array | float) -> PyTree:
+    return params, *(jnp.asarray(time, jnp.result_type(float)) for time in (start, end))
+
+
+def _in_shares(field: VectorField) -> VectorField:
+    """dx/ds, of (theta, t0, t1)."""
+
+    def scaled(params: PyTree, share: Array, x: State) -> State:
+        theta, start, end = params
+        slope = field(theta, start + share * (end - start), x)
+        return jax.tree.map(lambda leaf: (end - start).astype(leaf.dtype) * leaf, slope)
+
+    return scaled
 
 
 def _integrate(
     settings: Adaptive,
     field: VectorField,
     params: PyTree,
-    times: tuple[Array, Array],
     x: State,
     measured: Callable[[State], PyTree] = lambda state: state,
 ) -> Solution:
-    """A solve whose steps are chosen by the error of what is `measured` of the state."""
-    diffrax = require_diffrax()
-    saved = diffrax.SaveAt(t1=True)
-    result = _diffrax_solve(settings, field, params, times, x, saved, measured)
+    """A solve over 0 <= s <= 1, whose steps are chosen by the error of what is `measured` of the
+    state."""
+    saved = require_diffrax().SaveAt(t1=True)
+    result = _diffrax_solve(settings, field, params, x, saved, measured)
     state = jax.tree.map(lambda leaf: leaf[-1], result.ys)
-    complete = _arrived(result.ts[-1], times[1], state)
+    complete = _arrived(result.ts[-1], state)
     state = jax.tree.map(partial(_only_if, complete), state)
     return Solution(state, result.stats["num_steps"].astype(jnp.int32), complete)
 
 
-def _taken(
-    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
-) -> Taken:
+def _taken(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> Taken:
     """A solve that keeps all its states."""
-    diffrax = require_diffrax()
-    saved = diffrax.SaveAt(t0=True, steps=True)
-    result = _diffrax_solve(settings, field, params, times, x, saved)
+    saved = require_diffrax().SaveAt(t0=True, steps=True)
+    result = _diffrax_solve(settings, field, params, x, saved)
     steps = result.stats["num_accepted_steps"].astype(jnp.int32)
     last = jax.tree.map(lambda leaf: leaf[steps], result.ys)
-    return Taken(result.ts, result.ys, steps, _arrived(result.ts[steps], times[1], last))
+    return Taken(result.ts, result.ys, steps, _arrived(result.ts[steps], last))
 
 
 def _diffrax_solve(
     settings: Adaptive,
     field: VectorField,
     params: PyTree,
-    times: tuple[Array, Array],
     x: State,
     saved: Any,
     measured: Callable[[State], PyTree] = lambda state: state,
@@ -225,13 +224,12 @@ def _diffrax_solve(
     diffrax = require_diffrax()
     from optimistix import rms_norm  # diffrax brings it
 
-    start, end = times
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, params: field(params, t, state)),
+        diffrax.ODETerm(lambda share, state, params: field(params, share, state)),
         _method(settings),
-        start,
-        end,
-        FIRST_STEP * (end - start),
+        0.0,
+        1.0,
+        FIRST_STEP,
         x,
         args=params,
         saveat=saved,
@@ -249,94 +247,11 @@ def _method(settings: Adaptive) -> Any:
     return {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[settings.method]()
 
 
-def _one_step(
-    settings: Adaptive,
-    field: VectorField,
-    params: PyTree,
-    times: tuple[Array, Array],
-    x: State,
-) -> State:
-    """The step of the method from one time to another."""
-    tableau = _method(settings).tableau
-    start, h = times[0], times[1] - times[0]
-
-    def moved(weights: Any, slopes: list[State]) -> State:
-        def of_leaf(leaf: Array, *slopes: Array) -> Array:
-            terms = (float(w) * slope for w, slope in zip(weights, slopes, strict=True))
-            return leaf + h.astype(leaf.dtype) * sum(terms)
-
-        return jax.tree.map(of_leaf, x, *slopes)
-
-    slopes = [field(params, start, x)]
-    for c, weights in zip(tableau.c[:-1], tableau.a_lower[:-1], strict=True):
-        slopes.append(field(params, start + float(c) * h, moved(weights, slopes)))
-    return moved(tableau.b_sol[:-1], slopes)  # the last slope is that of the next step
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _solve(
-    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
-) -> State:
-    return _integrate(settings, field, params, times, x).state
-
-
-def _forward(
-    settings: Adaptive, field: VectorField, params: PyTree, times: tuple[Array, Array], x: State
-) -> tuple[State, PyTree]:
-    if settings.adjoint == "backsolve":
-        end = _integrate(settings, field, params, times, x).state
-        return end, (params, times, end)
-    taken = _taken(settings, field, params, times, x)
-    end = jax.tree.map(lambda leaf: _only_if(taken.complete, leaf[taken.steps]), taken.states)
-    return end, (params, taken)
-
-
-def _backward(
-    settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
-) -> tuple[PyTree, tuple[Array, Array], State]:
-    if settings.adjoint == "direct":
-        params, taken = residuals
-        return _back_through_steps(settings, field, params, taken, adjoint)
-    params, (start, end), x = residuals
-    x_start, a_start, gradient = adjoint_solution(
-        settings, field, params, start, end, x, adjoint
-    ).state
-    slopes = (
-        -_inner(a_start, field(params, start, x_start)),
-        _inner(adjoint, field(params, end, x)),
-    )
-    return gradient, slopes, a_start
-
-
-_solve.defvjp(_forward, _backward)
-
-
-def _back_through_steps(
-    settings: Adaptive, field: VectorField, params: PyTree, taken: Taken, adjoint: State
-) -> tuple[PyTree, tuple[Array, Array], State]:
-    """Cotangents of theta, of (t0, t1) and of x(t0); the times between them are constants."""
-
-    def back(index: Array, carry: PyTree) -> PyTree:
-        gradient, (_, at_end), adjoint = carry
-        k = taken.steps - 1 - index
-        x = jax.tree.map(lambda leaf: leaf[k], taken.states)
-        times = taken.times[k], taken.times[k + 1]
-        _, pull_back = jax.vjp(partial(_one_step, settings, field), params, times, x)
-        more, (at_start, own_end), adjoint = pull_back(adjoint)
-        at_end = jnp.where(index == 0, own_end, at_end)
-        return jax.tree.map(jnp.add, gradient, more), (at_start, at_end), adjoint
-
-    nothing = jnp.zeros_like(taken.times[0])
-    start = jax.tree.map(jnp.zeros_like, params), (nothing, nothing), adjoint
-    result = lax.fori_loop(0, taken.steps, back, start)
-    return jax.tree.map(partial(_only_if, taken.complete), result)
-
-
-def _arrived(time: Array, end: Array, state: State) -> Array:
+def _arrived(share: Array, state: State) -> Array:
     """Whether a solve reached its end with a state that is finite: to diffrax a step that is not a
     number is a success."""
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
-    return jnp.all(jnp.stack([time == end, *finite]))
+    return jnp.all(jnp.stack([share == 1, *finite]))
 
 
 def _only_if(complete: Array, leaf: Array) -> Array:
@@ -345,6 +260,85 @@ def _only_if(complete: Array, leaf: Array) -> Array:
     return jnp.where(complete, leaf, jnp.inf)
 
 
-def _inner(left: State, right: State) -> Array:
-    products = jax.tree.map(lambda a, b: jnp.sum(a * b), left, right)
-    return sum(jax.tree.leaves(products), jnp.zeros((), jnp.result_type(float)))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _solve(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> State:
+    return _integrate(settings, field, params, x).state
+
+
+def _forward(
+    settings: Adaptive, field: VectorField, params: PyTree, x: State
+) -> tuple[State, PyTree]:
+    if settings.adjoint == "backsolve":
+        end = _integrate(settings, field, params, x).state
+        return end, (params, end)
+    taken = _taken(settings, field, params, x)
+    end = jax.tree.map(lambda leaf: _only_if(taken.complete, leaf[taken.steps]), taken.states)
+    return end, (params, taken)
+
+
+def _backward(
+    settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
+) -> tuple[PyTree, State]:
+    params, kept = residuals
+    if settings.adjoint == "direct":
+        return _back_through_steps(settings, field, params, kept, adjoint)
+    _, adjoint, gradient = _adjoint(settings, field, params, kept, adjoint).state
+    return gradient, adjoint
+
+
+_solve.defvjp(_forward, _backward)
+
+
+def _adjoint(
+    settings: Adaptive, field: VectorField, params: PyTree, x: State, adjoint: State
+) -> Solution:
+    """(x, a, g) backward in time. The error of g, an integral that nothing feeds on, does not
+    choose the steps: so taps (`systems/taps.py`) in the parameters, whose records are parts of g,
+    leave the gradient as it is."""
+
+    def back(params: PyTree, share: Array, state: State) -> State:
+        x, adjoint, _ = state
+        slope, pull_back = jax.vjp(lambda params, x: field(params, 1 - share, x), params, x)
+        gradient, adjoint = pull_back(adjoint)
+        return jax.tree.map(jnp.negative, slope), adjoint, gradient
+
+    state = x, adjoint, jax.tree.map(jnp.zeros_like, params)
+    return _integrate(settings, back, params, state, lambda state: state[:2])
+
+
+def _back_through_steps(
+    settings: Adaptive, field: VectorField, params: PyTree, taken: Taken, adjoint: State
+) -> tuple[PyTree, State]:
+    """Cotangents of the parameters and of the first state; the steps' sizes are constants."""
+
+    def back(index: Array, carry: tuple[PyTree, State]) -> tuple[PyTree, State]:
+        gradient, adjoint = carry
+        k = taken.steps - 1 - index
+        x = jax.tree.map(lambda leaf: leaf[k], taken.states)
+        step = partial(_one_step, settings, field, taken.shares[k], taken.shares[k + 1])
+        more, adjoint = jax.vjp(step, params, x)[1](adjoint)
+        return jax.tree.map(jnp.add, gradient, more), adjoint
+
+    start = jax.tree.map(jnp.zeros_like, params), adjoint
+    result = lax.fori_loop(0, taken.steps, back, start)
+    return jax.tree.map(partial(_only_if, taken.complete), result)
+
+
+def _one_step(
+    settings: Adaptive, field: VectorField, share: Array, after: Array, params: PyTree, x: State
+) -> State:
+    """The step of the method from one share of the time to another."""
+    tableau = _method(settings).tableau
+    h = after - share
+
+    def moved(weights: Any, slopes: list[State]) -> State:
+        def of_leaf(leaf: Array, *slopes: Array) -> Array:
+            terms = (float(w) * slope for w, slope in zip(weights, slopes, strict=True))
+            return leaf + h.astype(leaf.dtype) * sum(terms)
+
+        return jax.tree.map(of_leaf, x, *slopes)
+
+    slopes = [field(params, share, x)]
+    for c, weights in zip(tableau.c[:-1], tableau.a_lower[:-1], strict=True):
+        slopes.append(field(params, share + float(c) * h, moved(weights, slopes)))
+    return moved(tableau.b_sol[:-1], slopes)  # the last slope is that of the next step

@@ -35,7 +35,7 @@ def test_the_slope_is_the_derivative_of_the_loss():
 
     of, derivative = (
         quick_jit(function)
-        for function in (lambda T: loss(end(T)), jax.grad(lambda T: loss(end(T))))
+        for function in (lambda t: loss(end(t)), jax.grad(lambda t: loss(end(t))))
     )
     state = quick_jit(end)(horizon)
     slope = horizon_slope(bent, params, horizon, state, jax.grad(loss)(state))

@@ -30,7 +30,7 @@ def linear_roll_out(chain, policies):
     """d theta_k = k + K dx_k, with dx along the linear dynamics."""
     dx, changes = jnp.zeros_like(chain.states[0]), []
     for k, (f, policy) in enumerate(zip(chain.functions, policies, strict=True)):
-        changes.append(policy.k + policy.K @ dx)
+        changes.append((policy.k + policy.K @ dx).astype(chain.controls[k].dtype))
         here = chain.controls[k], chain.states[k]
         dx = jax.jvp(f, here, (changes[-1], dx))[1]
     return changes

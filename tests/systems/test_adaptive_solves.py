@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ocresnet.systems import layers
 from ocresnet.systems.adaptive_solves import (
     Adaptive,
     _taken,
@@ -160,7 +161,7 @@ def test_evaluations_are_counted(method):
 
     settings = Adaptive(method, rtol=1e-4, atol=1e-4)
     start = 3 * jnp.arange(4.0)
-    taken = quick_jit(lambda x: _taken(settings, field, {}, (0.0, 1.0), x))(start)
+    taken = quick_jit(lambda x: _taken(settings, field, {}, x))(start)
     calls.clear()
     solved = quick_jit(lambda x: solution(settings, field, {}, 0.0, 1.0, x))(start)
     jax.block_until_ready(solved)
@@ -173,7 +174,6 @@ def test_evaluations_are_counted(method):
 def test_taps_record_what_the_gradient_is_made_of_and_leave_it_as_it_is(adjoint):
     params, x = setting()
     settings = Adaptive(rtol=1e-6, atol=1e-6, adjoint=adjoint)
-    from ocresnet.systems import layers
 
     def field(params, time, x):
         return layers.dense(params["layer"], jnp.tanh(x))
@@ -192,7 +192,8 @@ def test_taps_record_what_the_gradient_is_made_of_and_leave_it_as_it_is(adjoint)
         lambda params: gradient(merge(params, {"layer": Tap(jnp.zeros((2, 2)), outer)}))
     )(own)
     kernel = plain["layer"]["kernel"]
-    np.testing.assert_array_equal(tapped["layer"]["kernel"], kernel)
+    # But for rounding: it is another program.
+    np.testing.assert_allclose(tapped["layer"]["kernel"], kernel, rtol=1e-13)
     np.testing.assert_allclose(tapped["layer"]["tap"].arrays, kernel, rtol=1e-10)
 
 
