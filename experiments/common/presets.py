@@ -1,4 +1,4 @@
-"""Runs by name: those of the stage-cost paper, of the studies of OCNOpt, and some for ImageNet.
+"""Runs by name: of the stage-cost paper, of the studies of OCNOpt and of SNOpt, and for ImageNet.
 
 Table 1 of Puettschneider et al. 2025 names the paper's accuracies. The paper has no runs on
 ImageNet; those here have the usual 90 epochs and were never run by us. The networks of the studies
@@ -180,7 +180,7 @@ PRESETS["digits_neural_ode"] = Preset(
         stage_cost=0.05,
         validation=0.15,
     ),
-    expected="93 to 95 % (ours)",
+    expected="91 to 92 % (ours)",
 )
 
 PRESETS["mnist_homogeneous12_small"] = Preset(
@@ -208,6 +208,33 @@ def _study_preset(dataset: str, network: Architecture, expected: str) -> Preset:
     network = replace(network, image_shape=IMAGE_SHAPES[dataset], classes=CLASSES[dataset])
     return Preset(dataset, network, training, expected)
 
+
+def _ode_preset(dataset: str, epochs: int, weight_decay: float, accuracy: str) -> Preset:
+    """The convolutional Neural ODE of SNOpt, with its baseline: Adam, at a constant rate."""
+    network = NeuralODEConfig(
+        vector_field="convolutional",
+        width=64,
+        strides=(1, 2, 2),
+        activation="relu",
+        solver="dopri5",
+        rtol=1e-3,
+        atol=1e-3,
+        adjoint="backsolve",
+        exits="none",
+        image_shape=IMAGE_SHAPES[dataset],
+    )
+    training = TrainingConfig(
+        epochs=epochs,
+        optimizer=AdamW(schedule="constant", weight_decay=weight_decay),
+        stage_cost=0.0,
+    )
+    return Preset(dataset, network, training, f"{accuracy} (SNOpt, Adam; not run by us yet)")
+
+
+PRESETS |= {
+    "mnist_neural_ode": _ode_preset("mnist", 5, 0.0, "98.83 %"),
+    "cifar10_neural_ode": _ode_preset("cifar10", 20, 1e-3, "77.41 %"),
+}
 
 _DENSE = MLPConfig(hidden=(32, 32, 32, 32))
 _CONVOLUTIONS = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))

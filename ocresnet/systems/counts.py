@@ -20,6 +20,9 @@ CONVOLUTIONS = ("conv_general_dilated", "bilinear_convolution")
 class MultiplyAdds(NamedTuple):
     """Multiply-adds for one image, of convolutions and products of matrices.
 
+    Of a loop that nobody knows the length of before it is run, as in an adaptive solve of an ODE,
+    one round is counted: it costs more.
+
     Attributes:
       stem: of the first segment.
       blocks: of each residual block, [blocks].
