@@ -59,7 +59,7 @@ PAIRS = [
     ("cnn", "ekfac"),
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
-    ("neural_ode", "stacked"),
+    ("neural_ode", "joint"),
 ]
 
 
