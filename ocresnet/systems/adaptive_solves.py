@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ocresnet.systems.architecture import require_one_of, require_whole
 from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.system import PyTree, State
 
@@ -49,6 +50,9 @@ class Adaptive:
       adjoint: how its gradient is computed: "direct", through the steps that were taken, the states
         before which are kept, or "backsolve", by a solve of the adjoint equation backward in time,
         which keeps x(t1) alone.
+
+    Raises:
+      ValueError: for an impossible value, saying what is allowed.
     """
 
     method: AdaptiveMethod = "dopri5"
@@ -56,6 +60,16 @@ class Adaptive:
     atol: float = 1e-3
     max_steps: int = 100
     adjoint: Adjoint = "direct"
+
+    def __post_init__(self) -> None:
+        require_one_of("method", self.method, get_args(AdaptiveMethod))
+        require_one_of("adjoint", self.adjoint, get_args(Adjoint))
+        require_whole("max_steps", self.max_steps, 1)
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < 1:
+                raise ValueError(f"{name} is {value!r}, but must be a number above 0 and below 1.")
 
 
 class Solution(NamedTuple):

@@ -43,7 +43,6 @@ from ocresnet.systems.system import (
     Output,
     PyTree,
     Segment,
-    Skip,
     Stage,
     System,
     Transition,
@@ -128,28 +127,20 @@ class NeuralODEConfig(ResidualArchitecture):
 
     def _check_solver(self) -> None:
         """Refuse settings that the solver does not have, and impossible ones that it has."""
-        others = foreign_fields(self.solver)
-        for name in others:
+        for name in foreign_fields(self.solver):
             if getattr(self, name) is not None:
                 belongs = "euler, midpoint and rk4" if name == "steps" else "dopri5 and tsit5"
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but belongs to the solvers {belongs}: "
                     f"leave it out with {self.solver}."
                 )
-        if self.adaptive is None:
-            if self.steps is None:
-                raise ValueError(
-                    f"solver is {self.solver!r}, which needs steps: how many equal steps it takes."
-                )
-            require_whole("steps", self.steps, 1)
+        if self.adaptive is not None:  # it has checked itself
             return
-        require_one_of("adjoint", self.adaptive.adjoint, get_args(Adjoint))
-        require_whole("max_steps", self.adaptive.max_steps, 1)
-        for name in ("rtol", "atol"):
-            value = getattr(self.adaptive, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a number above 0 and below 1.")
+        if self.steps is None:
+            raise ValueError(
+                f"solver is {self.solver!r}, which needs steps: how many equal steps it takes."
+            )
+        require_whole("steps", self.steps, 1)
 
     @property
     def adaptive(self) -> Adaptive | None:
@@ -223,17 +214,31 @@ class NeuralODEConfig(ResidualArchitecture):
         Raises:
           ImportError: for an adaptive solver without diffrax.
         """
-        activation = getattr(jax.nn, self.activation)
-
-        def skip(stage: Stage, x: Array) -> Array:
-            return x
 
         def read_out(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             if self.strides:
                 x = jnp.mean(jax.nn.relu(x), axis=(1, 2))
             return layers.dense(stage.shared["head"]["dense"], x), {}
 
-        def dense_stem(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+        def initial_state(images: Array) -> Array:
+            return self.normalise(images, execution)
+
+        exit_output = None if self.exits == "none" else read_out
+        if self.adaptive is not None:
+            execution = replace(execution, remat="none")
+        return System(
+            (*self._stem(), self._ode(exit_output), Segment(OUTPUT_BLOCK, read_out)),
+            shared=("head",),
+            shared_layers={"head/dense": layers.dense},
+            initial_state=initial_state,
+            execution=execution,
+        )
+
+    def _stem(self) -> list[Segment]:
+        """The segments before the differential equation."""
+        activation = getattr(jax.nn, self.activation)
+
+        def dense(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             return layers.dense(stage.params, x.reshape(x.shape[0], -1)), {}
 
         def convolution(layer: Convolution, last: bool) -> Transition:
@@ -243,37 +248,24 @@ class NeuralODEConfig(ResidualArchitecture):
 
             return transition
 
-        def initial_state(images: Array) -> Array:
-            return self.normalise(images, execution)
+        names = [name for name, _ in self._stem_widths()]
+        if not self.strides:
+            return [Segment(names[0], dense, layers={"": layers.dense})]
+        convolutions = [Convolution(stride=stride) for stride in self.strides]
+        return [
+            Segment(name, convolution(layer, last=name == names[-1]), layers={"": layer})
+            for name, layer in zip(names, convolutions, strict=True)
+        ]
 
-        if self.strides:
-            stem = []
-            for index, (name, _) in enumerate(self._stem()):
-                layer = Convolution(stride=self.strides[index])
-                transition = convolution(layer, last=index == len(self.strides) - 1)
-                stem.append(Segment(name, transition, layers={"": layer}))
-        else:
-            stem = [Segment("stem", dense_stem, layers={"": layers.dense})]
-        if self.adaptive is not None:
-            execution = replace(execution, remat="none")
-        return System(
-            (
-                *stem,
-                self._ode(None if self.exits == "none" else read_out, skip),
-                Segment(OUTPUT_BLOCK, read_out),
-            ),
-            shared=("head",),
-            shared_layers={"head/dense": layers.dense},
-            initial_state=initial_state,
-            execution=execution,
-        )
-
-    def _ode(self, output: Output | None, skip: Skip) -> Segment:
+    def _ode(self, output: Output | None) -> Segment:
         """The segment of the differential equation."""
         field = self.field()
         adaptive = self.adaptive
         if adaptive is not None:
             adaptive_solves.require_diffrax()
+
+        def skip(stage: Stage, x: Array) -> Array:
+            return x
 
         def one_step(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             theta, h = stage.params["residual"], self.horizon / self.depth
@@ -319,7 +311,9 @@ class NeuralODEConfig(ResidualArchitecture):
 
         `params` has the stem, ode (`residual`: layer_1 and layer_2 of F) and head.
         """
-        *stem_keys, first_key, second_key, head_key = jax.random.split(key, len(self._stem()) + 3)
+        *stem_keys, first_key, second_key, head_key = jax.random.split(
+            key, len(self._stem_widths()) + 3
+        )
         hidden = self.hidden or self.width
 
         def init_layer(key: Array, features_in: int, features_out: int) -> Params:
@@ -332,7 +326,7 @@ class NeuralODEConfig(ResidualArchitecture):
 
         params = {
             name: init_layer(own, *widths)
-            for (name, widths), own in zip(self._stem(), stem_keys, strict=True)
+            for (name, widths), own in zip(self._stem_widths(), stem_keys, strict=True)
         }
         theta = {
             "layer_1": init_layer(first_key, self.width + 1, hidden),
@@ -341,7 +335,7 @@ class NeuralODEConfig(ResidualArchitecture):
         head = {"dense": layers.init_dense(head_key, self.width, self.classes)}
         return Variables({**params, ODE: {"residual": theta}, "head": head}, {})
 
-    def _stem(self) -> list[tuple[str, tuple[int, int]]]:
+    def _stem_widths(self) -> list[tuple[str, tuple[int, int]]]:
         """(name, (features in, features out)) of every layer of the stem."""
         if not self.strides:
             return [("stem", (math.prod(self.image_shape), self.width))]
