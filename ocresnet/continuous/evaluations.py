@@ -38,7 +38,7 @@ def function_evaluations(
     An adaptive solver takes a batch for one state, so that the number depends on its size. The
     backward pass evaluates F and its derivatives as often again, once for every step that was
     taken (direct); a solve of the adjoint equation has a number of its own
-    (`adaptive_solves.adjoint_solution`).
+    (`adaptive_gradients.adjoint_solution`).
 
     Args:
       network: a Neural ODE.

@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ocresnet.systems.architecture import require_one_of, require_whole
 from ocresnet.systems.explicit_steps import VectorField
@@ -109,31 +108,6 @@ class Taken(NamedTuple):
     complete: Array
 
 
-def solve(
-    settings: Adaptive,
-    field: VectorField,
-    params: PyTree,
-    start: Array | float,
-    end: Array | float,
-    x: State,
-) -> State:
-    """x(end) from x(start), differentiable (in reverse) in all but the settings and the field.
-
-    Where the solve, or that of its adjoint, reaches its limit of steps, the result (or its
-    gradient) is infinite: inside a compiled program nothing can be raised.
-
-    Args:
-      settings: of the solve.
-      field, params: F and its theta; of other arrays F must not know, lest gradients lack them.
-      start, end: t0 and t1; end may be the earlier one.
-      x: x(t0), of at least float32.
-
-    Raises:
-      ImportError: without diffrax, saying how to get it.
-    """
-    return _solve(settings, _in_shares(field), _with_times(params, start, end), x)
-
-
 def solution(
     settings: Adaptive,
     field: VectorField,
@@ -142,32 +116,18 @@ def solution(
     end: Array | float,
     x: State,
 ) -> Solution:
-    """The same with the number of its steps, and without gradients."""
-    return _integrate(settings, _in_shares(field), _with_times(params, start, end), x)
-
-
-def adjoint_solution(
-    settings: Adaptive,
-    field: VectorField,
-    params: PyTree,
-    start: Array | float,
-    end: Array | float,
-    x: State,
-    adjoint: State,
-) -> Solution:
-    """The adjoint equation, backward from t1 to t0.
+    """x(end) from x(start) with the number of steps it took, and without gradients.
 
     Args:
-      settings, field, params: of the forward solve.
-      start, end: t0 and t1.
-      x, adjoint: x(t1) and a(t1).
+      settings: of the solve.
+      field, params: F and its theta.
+      start, end: t0 and t1; end may be the earlier one.
+      x: x(t0), of at least float32.
 
-    Returns:
-      The solution with (x, a, g) at t0 as its state.
+    Raises:
+      ImportError: without diffrax, saying how to get it.
     """
-    whole = _with_times(params, start, end)
-    solved = _adjoint(settings, _in_shares(field), whole, x, adjoint)
-    return solved._replace(state=(*solved.state[:2], solved.state[2][0]))
+    return integrate(settings, in_shares(field), with_times(params, start, end), x)
 
 
 def require_diffrax() -> Any:
@@ -186,11 +146,12 @@ def require_diffrax() -> Any:
     return diffrax
 
 
-def _with_times(params: PyTree, start: Array | float, end: Array | float) -> PyTree:
+def with_times(params: PyTree, start: Array | float, end: Array | float) -> PyTree:
+    """(theta, t0, t1)."""
     return params, *(jnp.asarray(time, jnp.result_type(float)) for time in (start, end))
 
 
-def _in_shares(field: VectorField) -> VectorField:
+def in_shares(field: VectorField) -> VectorField:
     """dx/ds, of (theta, t0, t1)."""
 
     def scaled(params: PyTree, share: Array, x: State) -> State:
@@ -201,7 +162,7 @@ def _in_shares(field: VectorField) -> VectorField:
     return scaled
 
 
-def _integrate(
+def integrate(
     settings: Adaptive,
     field: VectorField,
     params: PyTree,
@@ -211,20 +172,20 @@ def _integrate(
     """A solve over 0 <= s <= 1, whose steps are chosen by the error of what is `measured` of the
     state."""
     saved = require_diffrax().SaveAt(t1=True)
-    result = _diffrax_solve(settings, field, params, x, saved, measured)
-    state = jax.tree.map(lambda leaf: leaf[-1], result.ys)
-    complete = _arrived(result.ts[-1], state)
-    state = jax.tree.map(partial(_only_if, complete), state)
-    return Solution(state, result.stats["num_steps"].astype(jnp.int32), complete)
+    shares, states, counts = _diffrax_solve(settings, field, params, x, saved, measured)
+    state = jax.tree.map(lambda leaf: leaf[-1], states)
+    complete = _arrived(shares[-1], state)
+    state = jax.tree.map(partial(only_if, complete), state)
+    return Solution(state, counts["num_steps"].astype(jnp.int32), complete)
 
 
-def _taken(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> Taken:
+def taken_steps(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> Taken:
     """A solve that keeps all its states."""
     saved = require_diffrax().SaveAt(t0=True, steps=True)
-    result = _diffrax_solve(settings, field, params, x, saved)
-    steps = result.stats["num_accepted_steps"].astype(jnp.int32)
-    last = jax.tree.map(lambda leaf: leaf[steps], result.ys)
-    return Taken(result.ts, result.ys, steps, _arrived(result.ts[steps], last))
+    shares, states, counts = _diffrax_solve(settings, field, params, x, saved)
+    steps = counts["num_accepted_steps"].astype(jnp.int32)
+    last = jax.tree.map(lambda leaf: leaf[steps], states)
+    return Taken(shares, states, steps, _arrived(shares[steps], last))
 
 
 def _diffrax_solve(
@@ -234,11 +195,12 @@ def _diffrax_solve(
     x: State,
     saved: Any,
     measured: Callable[[State], PyTree] = lambda state: state,
-) -> Any:
+) -> tuple[Array, State, dict[str, Array]]:
+    """What is saved, s and states of the types of `x`, and the numbers of steps."""
     diffrax = require_diffrax()
     from optimistix import rms_norm  # diffrax brings it
 
-    return diffrax.diffeqsolve(
+    result = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda share, state, params: field(params, share, state)),
         _method(settings),
         0.0,
@@ -254,6 +216,9 @@ def _diffrax_solve(
         max_steps=settings.max_steps,
         throw=False,
     )
+    # Where float64 is enabled, diffrax computes in it.
+    states = jax.tree.map(lambda leaf, given: leaf.astype(given.dtype), result.ys, x)
+    return result.ts, states, result.stats
 
 
 def _method(settings: Adaptive) -> Any:
@@ -268,77 +233,13 @@ def _arrived(share: Array, state: State) -> Array:
     return jnp.all(jnp.stack([share == 1, *finite]))
 
 
-def _only_if(complete: Array, leaf: Array) -> Array:
+def only_if(complete: Array, leaf: Array) -> Array:
     """What a solve has reached, and infinity unless it reached its end. Not NaN: on CPU the maximum
     of that and zero, as in a ReLU, is zero again."""
     return jnp.where(complete, leaf, jnp.inf)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _solve(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> State:
-    return _integrate(settings, field, params, x).state
-
-
-def _forward(
-    settings: Adaptive, field: VectorField, params: PyTree, x: State
-) -> tuple[State, PyTree]:
-    if settings.adjoint == "backsolve":
-        end = _integrate(settings, field, params, x).state
-        return end, (params, end)
-    taken = _taken(settings, field, params, x)
-    end = jax.tree.map(lambda leaf: _only_if(taken.complete, leaf[taken.steps]), taken.states)
-    return end, (params, taken)
-
-
-def _backward(
-    settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
-) -> tuple[PyTree, State]:
-    params, kept = residuals
-    if settings.adjoint == "direct":
-        return _back_through_steps(settings, field, params, kept, adjoint)
-    _, adjoint, gradient = _adjoint(settings, field, params, kept, adjoint).state
-    return gradient, adjoint
-
-
-_solve.defvjp(_forward, _backward)
-
-
-def _adjoint(
-    settings: Adaptive, field: VectorField, params: PyTree, x: State, adjoint: State
-) -> Solution:
-    """(x, a, g) backward in time. The error of g, an integral that nothing feeds on, does not
-    choose the steps: so taps (`systems/taps.py`) in the parameters, whose records are parts of g,
-    leave the gradient as it is."""
-
-    def back(params: PyTree, share: Array, state: State) -> State:
-        x, adjoint, _ = state
-        slope, pull_back = jax.vjp(lambda params, x: field(params, 1 - share, x), params, x)
-        gradient, adjoint = pull_back(adjoint)
-        return jax.tree.map(jnp.negative, slope), adjoint, gradient
-
-    state = x, adjoint, jax.tree.map(jnp.zeros_like, params)
-    return _integrate(settings, back, params, state, lambda state: state[:2])
-
-
-def _back_through_steps(
-    settings: Adaptive, field: VectorField, params: PyTree, taken: Taken, adjoint: State
-) -> tuple[PyTree, State]:
-    """Cotangents of the parameters and of the first state; the steps' sizes are constants."""
-
-    def back(index: Array, carry: tuple[PyTree, State]) -> tuple[PyTree, State]:
-        gradient, adjoint = carry
-        k = taken.steps - 1 - index
-        x = jax.tree.map(lambda leaf: leaf[k], taken.states)
-        step = partial(_one_step, settings, field, taken.shares[k], taken.shares[k + 1])
-        more, adjoint = jax.vjp(step, params, x)[1](adjoint)
-        return jax.tree.map(jnp.add, gradient, more), adjoint
-
-    start = jax.tree.map(jnp.zeros_like, params), adjoint
-    result = lax.fori_loop(0, taken.steps, back, start)
-    return jax.tree.map(partial(_only_if, taken.complete), result)
-
-
-def _one_step(
+def one_step(
     settings: Adaptive, field: VectorField, share: Array, after: Array, params: PyTree, x: State
 ) -> State:
     """The step of the method from one share of the time to another."""

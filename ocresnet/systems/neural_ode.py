@@ -23,8 +23,9 @@ from typing import Literal, Self, get_args
 import jax
 import jax.numpy as jnp
 
-from ocresnet.systems import adaptive_solves, explicit_steps, layers
-from ocresnet.systems.adaptive_solves import Adaptive, AdaptiveMethod, Adjoint
+from ocresnet.systems import explicit_steps, layers
+from ocresnet.systems.adaptive_gradients import solve
+from ocresnet.systems.adaptive_solves import Adaptive, AdaptiveMethod, Adjoint, require_diffrax
 from ocresnet.systems.architecture import (
     MOMENTUM,
     OUTPUT_BLOCK,
@@ -262,7 +263,7 @@ class NeuralODEConfig(ResidualArchitecture):
         field = self.field()
         adaptive = self.adaptive
         if adaptive is not None:
-            adaptive_solves.require_diffrax()
+            require_diffrax()
 
         def skip(stage: Stage, x: Array) -> Array:
             return x
@@ -276,7 +277,7 @@ class NeuralODEConfig(ResidualArchitecture):
             theta = stage.params["residual"]
             # In half precision the error that chooses the steps would be that of rounding.
             exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            end = adaptive_solves.solve(adaptive, field, theta, 0.0, self.horizon, exact)
+            end = solve(adaptive, field, theta, 0.0, self.horizon, exact)
             return end.astype(x.dtype), {}
 
         return Segment(

@@ -8,7 +8,8 @@ import pytest
 from scipy.special import lambertw
 
 from ocresnet.continuous.horizon import free_horizon, horizon_slope
-from ocresnet.systems.adaptive_solves import Adaptive, solve
+from ocresnet.systems.adaptive_gradients import solve
+from ocresnet.systems.adaptive_solves import Adaptive
 from tests.quick import quick_jit
 from tests.systems.test_adaptive_solves import bent, setting
 

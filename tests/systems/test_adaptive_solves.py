@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from ocresnet.systems import layers
-from ocresnet.systems.adaptive_solves import (
-    Adaptive,
-    _taken,
-    adjoint_solution,
-    solution,
-    solve,
-)
+from ocresnet.systems.adaptive_gradients import adjoint_solution, solve
+from ocresnet.systems.adaptive_solves import Adaptive, solution, taken_steps
 from ocresnet.systems.explicit_steps import step
 from ocresnet.systems.taps import Tap, merge
 from tests.quick import quick_jit
@@ -161,7 +156,7 @@ def test_evaluations_are_counted(method):
 
     settings = Adaptive(method, rtol=1e-4, atol=1e-4)
     start = 3 * jnp.arange(4.0)
-    taken = quick_jit(lambda x: _taken(settings, field, {}, x))(start)
+    taken = quick_jit(lambda x: taken_steps(settings, field, {}, x))(start)
     calls.clear()
     solved = quick_jit(lambda x: solution(settings, field, {}, 0.0, 1.0, x))(start)
     jax.block_until_ready(solved)
@@ -195,6 +190,22 @@ def test_taps_record_what_the_gradient_is_made_of_and_leave_it_as_it_is(adjoint)
     # But for rounding: it is another program.
     np.testing.assert_allclose(tapped["layer"]["kernel"], kernel, rtol=1e-13)
     np.testing.assert_allclose(tapped["layer"]["tap"].arrays, kernel, rtol=1e-10)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_states_and_gradients_keep_their_types(adjoint):
+    single = jax.tree.map(lambda leaf: leaf.astype("float32"), setting())
+    settings = Adaptive(adjoint=adjoint)
+
+    def field(params, time, x):
+        return bent(params, time.astype("float32"), x)
+
+    def end(params, x):
+        return solve(settings, field, params, 0.0, 1.0, x)
+
+    assert jax.eval_shape(end, *single).dtype == np.float32
+    gradient = jax.eval_shape(jax.grad(lambda *given: jnp.sum(end(*given)), (0, 1)), *single)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {np.dtype("float32")}
 
 
 def test_solves_are_mapped_over_groups_and_devices():
