@@ -3,8 +3,8 @@
 Public names, in the order one uses them:
 
   load_dataset, Dataset            data by name, from a `.npz` file, or one's own arrays
-  ResNetConfig, ResidualMLPConfig, TransformerConfig, MLPConfig, CNNConfig, InceptionConfig
-                                   architectures; `for_dataset` fits one to the data
+  ResNetConfig, ResidualMLPConfig, TransformerConfig, NeuralODEConfig, MLPConfig, CNNConfig,
+  InceptionConfig                  architectures; `for_dataset` fits one to the data
   System                           one's own functions as a system; `systems.from_flax` has the way
                                    in for Flax modules
   TrainingConfig, fit              train, with stage costs
@@ -40,6 +40,7 @@ from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import System
@@ -60,6 +61,7 @@ __all__ = [
     "Keep",
     "MLPConfig",
     "Network",
+    "NeuralODEConfig",
     "OCNOpt",
     "Problem",
     "RMSprop",

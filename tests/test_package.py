@@ -13,6 +13,7 @@ HEAVY = (
     "tensorboardX",
     "torch",
     "chex",
+    "diffrax",
 )
 
 

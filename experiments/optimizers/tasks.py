@@ -3,6 +3,7 @@
   wine_fcn      13 - 32 - 32 - 32 - 32 - 3, tanh; scikit-learn's wine, 20 % of it to test
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
+  digits_ode    Neural ODE of width 32, tanh, four steps of rk4 over the horizon 1
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
@@ -34,6 +35,7 @@ from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.fit import for_dataset
@@ -93,6 +95,7 @@ _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
 _TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
+_ODE = NeuralODEConfig(width=32, solver="rk4", steps=4, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -100,6 +103,7 @@ NETWORKS = {
     "wine_fcn": Network("wine", _TANH, together=True),
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
+    "digits_ode": Network("digits", _ODE, together=True),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "digits_transformer": Network("digits", _TRANSFORMER),
     "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),

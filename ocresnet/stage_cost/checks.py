@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ocresnet.systems.architecture import ResidualArchitecture, residual
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture, residual
 from ocresnet.systems.network import Network
 from ocresnet.systems.pixel_range import pixel_range_warning
 
@@ -49,6 +49,12 @@ def check_exits(architecture: ResidualArchitecture, what: str) -> None:
         raise ValueError(
             f"this network has no exits to {what}: give it some with calibrate_exits first."
         )
+
+
+def check_finite(architecture: Architecture, values: Any) -> None:
+    """Refuse what was made of outputs that are not finite, where the architecture knows why."""
+    if architecture.not_finite and not np.isfinite(values).all():
+        raise ValueError(f"an output of the network is not finite: {architecture.not_finite}.")
 
 
 def checked_labels(labels: Any, samples: int, classes: int) -> np.ndarray:

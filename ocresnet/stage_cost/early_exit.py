@@ -17,6 +17,7 @@ import numpy as np
 from ocresnet.stage_cost.checks import (
     check_batch_size,
     check_exits,
+    check_finite,
     check_images,
     check_network,
     check_share,
@@ -73,8 +74,8 @@ def predict(
       Predicted classes, confidences and the depth used for each sample.
 
     Raises:
-      ValueError: for a confidence that is no such share, a network without exits to leave at, or
-        images of another shape.
+      ValueError: for a confidence that is no such share, a network without exits to leave at,
+        images of another shape, or an adaptive solver of an ODE that gave up.
 
     Example:
       >>> predict(network, images, confidence=0.95).labels
@@ -92,7 +93,9 @@ def predict(
         parts = [_predict_whole(network, batch, execution) for batch in batches]
     else:
         parts = [_predict_early(network, batch, confidence, execution) for batch in batches]
-    return Predictions(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    predictions = Predictions(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    check_finite(network.architecture, predictions.confidences)
+    return predictions
 
 
 def _predict_whole(

@@ -51,7 +51,7 @@ def gated_outputs(
       Logits [outputs, batch, classes], at least float32.
 
     Raises:
-      ValueError: if there is not one gate for each block.
+      ValueError: if there is not one gate for each block, or blocks are tied.
     """
     if gates.shape[:1] != (architecture.depth,):
         raise ValueError(
@@ -59,6 +59,12 @@ def gated_outputs(
             f"{architecture.depth} blocks."
         )
     system = architecture.system(execution=execution)
+    for segment in system.blocks:
+        if segment.tied:
+            raise ValueError(
+                f"the blocks of segment {segment.name!r} are steps of one equation, with their "
+                "parameters in common: they cannot have gates of their own."
+            )
     if own_output:
         system = system.with_own_output_only()
     shared = shared_parameters(system, variables.params)

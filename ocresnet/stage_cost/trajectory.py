@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.costs import PerSampleLoss, cross_entropy
-from ocresnet.stage_cost.checks import check_batch_size, check_images, checked_labels
+from ocresnet.stage_cost.checks import (
+    check_batch_size,
+    check_finite,
+    check_images,
+    checked_labels,
+)
 from ocresnet.systems import network as networks
 from ocresnet.systems.architecture import Architecture, residual
 from ocresnet.systems.blocks import blocks
@@ -74,8 +79,8 @@ def trajectory(
       The trajectory, in float64.
 
     Raises:
-      ValueError: if images, labels and network do not fit together, there are no samples, or the
-        mode is unknown.
+      ValueError: if images, labels and network do not fit together, there are no samples, the
+        mode is unknown, or an adaptive solver of an ODE gave up.
 
     Example:
       >>> trajectory(network, images, labels).accuracies[-1]  # of the network's own output
@@ -96,7 +101,9 @@ def trajectory(
             execution=execution,
         )
 
-    return mean_over_batches(sums, len(labels), batch_size, mode)
+    measured = mean_over_batches(sums, len(labels), batch_size, mode)
+    check_finite(network.architecture, measured.losses)
+    return measured
 
 
 def logits_over_depth(
@@ -109,12 +116,14 @@ def logits_over_depth(
     """Every output for every sample, in inference mode: [outputs, samples, classes], float32.
 
     Raises:
-      ValueError: if the images do not fit the network, or there are none.
+      ValueError: if the images do not fit the network, there are none, or an adaptive solver of an
+        ODE gave up.
     """
     check_images(network, images)
     parts = []
     for batch, mask in batches(len(images), batch_size):
         logits = _logits(network.architecture, network.variables, images[batch], execution)
+        check_finite(network.architecture, logits)
         parts.append(np.asarray(logits)[:, : int(mask.sum())])
     return np.concatenate(parts, axis=1)
 

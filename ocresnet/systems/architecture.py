@@ -98,6 +98,12 @@ class Architecture(ABC):
         """How many outputs a forward pass gives: the intermediate ones and the last."""
         return 1
 
+    @property
+    def not_finite(self) -> str:
+        """Why outputs of finite inputs may not be finite, and the remedy; empty where there is
+        nothing to say but that they are not."""
+        return ""
+
     def normalise(self, images: Array, execution: Execution) -> Array:
         """(images - pixel_mean) / pixel_deviation, in the precision of the activations."""
         if jax.dtypes.canonicalize_dtype(execution.precision) != execution.precision:

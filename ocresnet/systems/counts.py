@@ -20,6 +20,9 @@ CONVOLUTIONS = ("conv_general_dilated", "bilinear_convolution")
 class MultiplyAdds(NamedTuple):
     """Multiply-adds for one image, of convolutions and products of matrices.
 
+    Of a loop that nobody knows the length of before it is run, as in an adaptive solve of an ODE,
+    one round is counted: it costs more.
+
     Attributes:
       stem: of the first segment.
       blocks: of each residual block, [blocks].
@@ -139,12 +142,12 @@ def _count_jaxpr(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         shapes = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
-        result = getattr(equation.outvars[0].aval, "shape", ())
+        results = [getattr(variable.aval, "shape", ()) for variable in equation.outvars]
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            total += math.prod(result) * math.prod(shapes[0][axis] for axis in contracted)
+            total += math.prod(results[0]) * math.prod(shapes[0][axis] for axis in contracted)
         elif equation.primitive.name in CONVOLUTIONS:  # kernels are [height, width, in, out]
-            total += math.prod(result) * math.prod(shapes[1][:-1])
+            total += math.prod(results[0]) * math.prod(shapes[1][:-1])
         for inner in jaxprs_in_params(equation.params):
             times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
             total += times * _count_jaxpr(inner)

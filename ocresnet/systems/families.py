@@ -11,6 +11,7 @@ from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.transformer import TransformerConfig
@@ -22,6 +23,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "residual_mlp": ResidualMLPConfig,
     "inception": InceptionConfig,
     "transformer": TransformerConfig,
+    "neural_ode": NeuralODEConfig,
 }
 
 

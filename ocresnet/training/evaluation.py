@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ocresnet.costs import PerSampleLoss
+from ocresnet.stage_cost.checks import check_finite
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.network import Network
 from ocresnet.systems.system import Execution
@@ -43,6 +44,9 @@ def evaluate(
 
     Returns:
       The trajectory, in float64.
+
+    Raises:
+      ValueError: where an adaptive solver of an ODE gave up.
     """
     mesh = Mesh(np.array(devices), ("samples",))
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -70,7 +74,9 @@ def evaluate(
         totals = part if totals is None else jax.tree.map(np.add, totals, part)
     if processes > 1:
         totals = jax.tree.map(_sum_over_processes, totals)
-    return jax.tree.map(lambda total: total / samples, totals)
+    measured: Trajectory = jax.tree.map(lambda total: total / samples, totals)
+    check_finite(network.architecture, measured.losses)
+    return measured
 
 
 def _sum_over_processes(total: np.ndarray) -> np.ndarray:

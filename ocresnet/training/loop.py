@@ -267,9 +267,11 @@ class TrainingLoop:
             where = "there is no checkpoint yet"
         else:
             where = f"the last good checkpoint is {self.folder}/{CHECKPOINTS}/{saved}"
+        known = self.architecture.not_finite
+        reason = f"; perhaps {known}" if known else ""
         return (
-            f"{what} (epoch {self.epoch + 1}); {where}; a lower learning_rate, warmup_epochs=1 or "
-            "gradient_clip=1 may help."
+            f"{what} (epoch {self.epoch + 1}){reason}; {where}; a lower learning_rate, "
+            "warmup_epochs=1 or gradient_clip=1 may help."
         )
 
     def _finish_epoch(self, seconds: float, steps: int) -> dict[str, Any]:

@@ -155,6 +155,22 @@ def test_networks_without_residual_blocks_are_trained_and_cannot_be_cut(family, 
         )
 
 
+def test_a_neural_ode_is_cut_in_time(tmp_path):
+    flags = ("--dataset=digits[:192]", "--architecture=neural_ode", "--width=6", "--steps=3")
+    workdir = f"--workdir={tmp_path}"
+    code, output, errors = call(
+        train.main, *flags, "--optimizer=ocnopt", "--epochs=1", workdir, "--devices=1"
+    )
+    assert code == 0 and "test accuracy" in output, errors
+    code, output, errors = call(prune.main, workdir, "--blocks=2")
+    assert code == 0, errors
+    pruned = json.loads((tmp_path / "pruned" / "network.json").read_text())["architecture"]
+    assert (pruned["family"], pruned["steps"]) == ("neural_ode", 2)
+    assert pruned["horizon"] == pytest.approx(2 / 3)
+    code, _, errors = call(prune.main, workdir, "--blocks=0")
+    assert code == 1 and errors.startswith("error: cannot remove all steps of an ODE")
+
+
 @pytest.mark.slow
 def test_a_real_sigkill_in_a_process_of_one_device_loses_nothing(tmp_path):
     """EKFAC with momentum: killed after an epoch, and resumed."""

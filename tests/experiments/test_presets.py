@@ -19,6 +19,7 @@ from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.transformer import TransformerConfig
@@ -201,6 +202,30 @@ def test_fields_of_every_family_are_flags():
     network = wanted.network
     assert (network.blocks, network.width, network.hidden) == (3, 8, 16)
     assert network.exits == "separate" and wanted.workdir == "runs/digits_residual_mlp12_shared"
+
+
+def test_another_solver_of_an_ode_leaves_behind_what_it_does_not_have():
+    own = PRESETS["digits_neural_ode"].network
+    ode = "--preset=digits_neural_ode"
+    assert parse(ode, "--solver=euler").network == replace(own, solver="euler")
+    adaptive = replace(own, solver="tsit5", steps=None)
+    assert parse(ode, "--solver=tsit5").network == adaptive
+    wanted = parse(ode, "--solver=tsit5", "--rtol=1e-4", "--adjoint=backsolve", "--max_steps=9")
+    assert wanted.network == replace(adaptive, rtol=1e-4, adjoint="backsolve", max_steps=9)
+    with pytest.raises(ValueError, match="steps is 3, but belongs to the solvers euler"):
+        parse(ode, "--solver=dopri5", "--steps=3")
+    convolutional = parse(
+        "--dataset=digits", "--architecture=neural_ode", "--vector_field=convolutional",
+        "--strides=1,2", "--activation=relu", "--horizon=0.5", "--steps=4",
+    ).network  # fmt: skip
+    assert convolutional == NeuralODEConfig(
+        vector_field="convolutional",
+        strides=(1, 2),
+        activation="relu",
+        horizon=0.5,
+        solver="rk4",
+        steps=4,
+    )
 
 
 def test_another_family_than_the_preset_s_has_its_own_defaults():

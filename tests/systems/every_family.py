@@ -7,6 +7,7 @@ from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.transformer import TransformerConfig
@@ -54,6 +55,23 @@ EVERY: dict[str, Architecture] = {
     "cnn": CNNConfig((3, 3, 3, 4), (2, 1, 1, 2), (5,), classes=3, image_shape=(7, 6, 2), **PIXELS),
     "inception": InceptionConfig(
         (2, 3), (1, 2), (1, 2), 3, classes=3, image_shape=(7, 6, 2), **PIXELS
+    ),
+    "neural_ode": NeuralODEConfig(
+        width=4, hidden=3, solver="rk4", steps=3, classes=3, image_shape=(2, 1, 2), **PIXELS
+    ),
+    "neural_ode, convolutional": NeuralODEConfig(
+        vector_field="convolutional",
+        strides=(1, 2),
+        width=3,
+        solver="euler",
+        steps=2,
+        exits="none",
+        classes=2,
+        image_shape=(5, 4, 1),
+    ),
+    "neural_ode, adaptive": NeuralODEConfig(width=3, classes=3, image_shape=(2, 2, 1)),
+    "neural_ode, backsolve": NeuralODEConfig(
+        width=3, solver="tsit5", adjoint="backsolve", classes=3, image_shape=(2, 2, 1)
     ),
 }
 

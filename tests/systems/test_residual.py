@@ -11,9 +11,9 @@ import pytest
 from ocresnet.systems.architecture import OUTPUT_BLOCK, residual
 from ocresnet.systems.blocks import Block, blocks, with_blocks
 from ocresnet.systems.fold import advance, shared_parameters, stages
-from ocresnet.systems.network import Network, create
+from ocresnet.systems.network import Network
 from ocresnet.systems.rollout import rollout
-from ocresnet.systems.system import System, Variables
+from ocresnet.systems.system import Variables
 from tests.conftest import apply, random_images, random_network
 from tests.quick import quick_jit
 from tests.systems.every_family import EVERY, RESIDUAL
@@ -256,12 +256,3 @@ def test_families_without_residual_blocks_are_refused_in_one_sentence(name):
     with pytest.raises(ValueError, match="a list of blocks needs residual blocks, and a"):
         blocks(random_network(architecture))
     assert residual(RESIDUAL["residual_mlp"]) is RESIDUAL["residual_mlp"]
-
-
-def test_blocks_with_one_set_of_parameters_are_not_listed(monkeypatch):
-    network = create(RESIDUAL["residual_mlp"])
-    [segment] = network.architecture.system().blocks
-    tied = System((replace(segment, tied=True),))
-    monkeypatch.setattr(type(network.architecture), "system", lambda self: tied)
-    with pytest.raises(ValueError, match="segment 'blocks' have their parameters in common"):
-        blocks(network)

@@ -23,6 +23,7 @@ from ocresnet.systems.families import describe
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Execution, Segment, System, Variables
@@ -60,6 +61,7 @@ FAMILIES: dict[str, Architecture] = {
     "mlp": MLPConfig(hidden=(6, 5), activation="tanh"),
     "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
     "inception": InceptionConfig((3,), (2,), (2,), stem_filters=4),
+    "neural_ode": NeuralODEConfig(width=6, solver="rk4", steps=2),
 }
 OFTEN = {"factor_every": 2, "eigen_every": 4}
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -106,6 +108,7 @@ PAIRS = [
     ("mlp", "dowg"),
     ("mlp", "schedule_free_adamw"),
     ("mlp", "polyak_sgd"),
+    ("neural_ode", "joint"),
 ]
 
 
