@@ -234,16 +234,18 @@ def updates(case: Setting, eta: float | jax.Array = ETA, **choices: Any) -> Any:
     return stepper(case, **choices)(eta)
 
 
-def stepper(case: Setting, nominal: Any = None, **choices: Any) -> Callable:
-    """The first step as a function of the learning rate."""
+def stepper(case: Setting, nominal: Any = None, share: float = 0.0, **choices: Any) -> Callable:
+    """The first step, as if that share of another had been taken before, as a function of the
+    learning rate."""
     choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
 
     @quick_jit
     def step(eta):
         optimizer = ocnopt(case.problem, eta, **choices)
+        first, *others = optimizer.init(case.params)
         changes, state = optimizer.update(
             case.gradient,
-            optimizer.init(case.params),
+            (first._replace(share=jnp.asarray(share)), *others),
             case.params,
             batch=case.batch,
             nominal=nominal,

@@ -136,7 +136,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "joint": {"feedback": "joint", "groups": 2},
     "joint linear": {"feedback": "joint", "groups": BATCH, "rollout": "linear"},
     "joint exact": {"feedback": "joint", "groups": BATCH, "factor": "exact"},
-    "weight decay": {"feedback": "joint", "groups": 2, "weight_decay": 0.3},
+    "weight decay": {"feedback": "joint", "groups": 2, "weight_decay": 0.3, "share": 1.0},
     "value_beta": {"value_beta": 2.0},
 }
 
@@ -193,9 +193,8 @@ def played(name: str, equilibrium: str, **choices: Any) -> tuple[Setting, Any]:
     """The updates of a step with one of the `CURVATURES`, around a setting whose M is what the
     curvature's M^-1 makes of every unit vector."""
     case = parallel_setting()._replace(curvature=CURVATURES[name])
-    optimizer = ocnopt(
-        case.problem, ETA, curvature=case.curvature, beta=BETA, equilibrium=equilibrium, **choices
-    )
+    choices = {"curvature": case.curvature, "beta": BETA, "region": "fixed", **choices}
+    optimizer = ocnopt(case.problem, ETA, equilibrium=equilibrium, **choices)
     changes, (state, _) = quick_jit(optimizer.update)(
         case.gradient, optimizer.init(case.params), case.params, batch=case.batch
     )
@@ -282,7 +281,8 @@ def test_nash_can_exceed_the_cap_that_cooperative_cannot():
         "cooperative": sum(T.values()) / (1 + BETA * sum(T.values())),
     }
     for equilibrium, decrease in wanted.items():
-        optimizer = ocnopt(problem, eta, beta=BETA, equilibrium=equilibrium)
+        choices = {"curvature": identity(), "region": "fixed", "equilibrium": equilibrium}
+        optimizer = ocnopt(problem, eta, beta=BETA, **choices)
         _, (state, _) = optimizer.update(gradient, optimizer.init(params), params, batch=batch)
         np.testing.assert_allclose(state.info.predicted_change, -decrease, rtol=1e-6)
     assert wanted["cooperative"] < 1 / BETA < wanted["nash"]

@@ -59,6 +59,7 @@ def steps(case: Setting, **choices: Any) -> tuple[list[Any], Any]:
                 case.problem,
                 ETA,
                 beta=BETA,
+                region="fixed",
                 curvature=case.curvature,
                 rollout=rollout,
                 value_beta=BETA,  # the recursion itself, not its short form for linear rollouts

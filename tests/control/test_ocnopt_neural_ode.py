@@ -59,7 +59,8 @@ def test_a_step_is_that_of_the_reference(name, rollout):
 
         @quick_jit
         def fast(params):
-            optimizer = ocnopt(problem, ETA, beta=BETA, curvature=curvature, rollout=rollout)
+            choices = {"curvature": curvature, "rollout": rollout, "region": "fixed"}
+            optimizer = ocnopt(problem, ETA, beta=BETA, **choices)
             gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
             return optimizer.update(gradient, optimizer.init(params), params, batch=batch)[0]
 

@@ -110,7 +110,8 @@ def test_a_step_is_that_of_the_reference(exits, curvature, form):
         steps = {}
         for rollout in ("nonlinear", "linear"):
             choices = {"feedback": form, "rollout": rollout, "beta": BETA, "curvature": own}
-            optimizer = ocnopt(problem, ETA, **choices, **({"groups": 2} if groups == 2 else {}))
+            choices |= {"region": "fixed"} | ({"groups": 2} if groups == 2 else {})
+            optimizer = ocnopt(problem, ETA, **choices)
             start = optimizer.init(params)
             steps[rollout] = optimizer.update(gradient, start, params, batch=batch())
         return {rollout: (changes, state[0]) for rollout, (changes, state) in steps.items()}

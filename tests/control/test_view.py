@@ -57,16 +57,17 @@ def batch_of(network: str) -> tuple[jax.Array, jax.Array]:
     return (inputs if "dense" in network else inputs.reshape(-1, 4, 4, 1)), labels
 
 
-def step(case: Aligned, batch: Any, **choices: Any) -> Any:
-    """The updates."""
+def step(case: Aligned, batch: Any, share: float = 0.0, **choices: Any) -> Any:
+    """The updates, as if that share of a step had been taken before."""
 
     @quick_jit
     def update(variables):
         params, stats = variables
         gradient = jax.grad(lambda params: objective(case.problem, params, stats, *batch))(params)
-        chosen = {"beta": BETA, "curvature": case.curvature, **choices}
+        chosen = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
         optimizer = ocnopt(case.problem, ETA, **chosen)
-        state = optimizer.init(params)
+        first, *others = optimizer.init(params)
+        state = first._replace(share=jnp.asarray(share)), *others
         return optimizer.update(gradient, state, params, batch=batch, batch_stats=stats)[0]
 
     return update(case.variables)
@@ -296,10 +297,10 @@ def test_the_linear_step_of_a_factor_does_not_depend_on_the_alignment(network):
 
 
 def test_momentum_and_decay_are_counted_on_in_the_view():
-    """A first step with weight decay, against the reference with that drift."""
+    """A step with weight decay after a whole one, against the reference with that drift."""
     decay, batch = 0.4, batch_of("dense")
     case = aligned_case(*dense_problem(), "layers_first")
-    changes = step(case, batch, alignment="layers_first", weight_decay=decay)
+    changes = step(case, batch, share=1.0, alignment="layers_first", weight_decay=decay)
     view = case.view.problem
     drift = [
         jnp.asarray(-ETA * decay * own)
@@ -352,9 +353,8 @@ def test_a_nominal_pass_saves_another_one_if_it_has_the_same_stages(monkeypatch)
     keep = Settings(alignment="layers_first").keep
     assert keep == Keep(trajectory=True, alignment="layers_first")
     wanted = step(case, batch, alignment="layers_first")
-    optimizer = ocnopt(
-        case.problem, ETA, beta=BETA, curvature=case.curvature, alignment="layers_first"
-    )
+    choices = {"alignment": "layers_first", "region": "fixed"}
+    optimizer = ocnopt(case.problem, ETA, beta=BETA, curvature=case.curvature, **choices)
     monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
 
     @partial(quick_jit, static_argnums=1)
