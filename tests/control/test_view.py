@@ -101,8 +101,8 @@ CASES = [
     ("dense, exits", "layers_last", "stacked"),
     ("dense, exits", "layers_first", "joint"),
     ("resnet", "layers_first", "stacked"),
-    ("resnet", "layers_last", "linear"),
-    ("resnet, shared exits", "layers_last", "stacked"),
+    pytest.param("resnet", "layers_last", "linear", marks=pytest.mark.slow),
+    pytest.param("resnet, shared exits", "layers_last", "stacked", marks=pytest.mark.slow),
     pytest.param("bottlenecks", "layers_last", "stacked", marks=pytest.mark.slow),
     pytest.param("resnet", "layers_last", "joint", marks=pytest.mark.slow),
 ]
@@ -241,7 +241,10 @@ def root_of(matrix):
     return matrix[largest] / jnp.sqrt(matrix[largest, largest])
 
 
-@pytest.mark.parametrize("feedback", ["stacked", "joint", "per_sample"])
+@pytest.mark.parametrize(
+    "feedback",
+    ["stacked", *(pytest.param(form, marks=pytest.mark.slow) for form in ("joint", "per_sample"))],
+)
 def test_where_a_projection_acts_changes_the_policy_alone(feedback):
     """Along the linear dynamics both steps are the same joint minimum; along new states they
     differ, but in no prediction of first order."""
@@ -258,7 +261,8 @@ def test_where_a_projection_acts_changes_the_policy_alone(feedback):
     assert 1e-6 < np.abs(first - last).max() < 0.3 * np.abs(first).max()
 
 
-@pytest.mark.parametrize("network", ["dense", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["dense", "resnet"])
 def test_the_linear_step_of_a_factor_does_not_depend_on_the_alignment(network):
     """With K-FAC's curvature, momentum and weight decay, whose state is the network's own."""
     batch, results = batch_of(network), []

@@ -88,12 +88,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
 }
 PAIRS = [
-    ("resnet", "stacked"),
+    pytest.param("resnet", "stacked", marks=pytest.mark.slow),
     ("projections", "adaptive"),
     pytest.param("projections", "layers", marks=pytest.mark.slow),
     ("residual_mlp", "joint"),
     ("residual_mlp", "sgd"),
-    ("transformer", "stacked"),
+    pytest.param("transformer", "stacked", marks=pytest.mark.slow),
     ("transformer", "adamw"),
     ("mlp", "per_sample"),
     ("mlp", "kfac"),
@@ -101,7 +101,7 @@ PAIRS = [
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
     ("inception", "stacked"),
-    ("residual_mlp", "muon"),
+    pytest.param("residual_mlp", "muon", marks=pytest.mark.slow),
     ("mlp", "momo"),
     ("mlp", "momo_adam"),
     ("mlp", "prodigy"),
@@ -174,6 +174,7 @@ def test_devices_make_no_difference(family, optimizer, toy_data):
             np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
     """OCNOpt gets what it needs: it does not linearise the problem again."""
     monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
