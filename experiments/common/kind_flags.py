@@ -73,7 +73,7 @@ class KindFlags:
     def _define(self, section: Section, name: str) -> Flag:
         """The flag of a field, of the widest type that a kind has for it."""
         kinds = [kind for kind in self._defaults if name in self._types[kind]]
-        types = {_without_none(self._types[kind][name]) for kind in kinds}
+        types = list(dict.fromkeys(_without_none(self._types[kind][name]) for kind in kinds))
         help = self._help(name, kinds)
         literals = [type_ for type_ in types if get_origin(type_) is Literal]
         if literals:
