@@ -79,6 +79,14 @@ def few_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def few_compiled_programs_of_slow_tests(request):
+    """Slow tests compile so many that those of one module are too many."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
 @pytest.fixture
 def toy_data() -> Dataset:
     """96 + 32 images of 6x6 pixels in three classes that differ in their mean."""

@@ -31,7 +31,7 @@ def make_method(
     **fields: Any,
 ) -> Optimizer:
     """An optimizer without momentum and weight decay, at a constant learning rate, unless its
-    fields say otherwise.
+    fields say otherwise, and with the papers' region (`region="fixed"`) where there is feedback.
 
     Args:
       base: which; "adam" has no curvature that feedback could be put on.

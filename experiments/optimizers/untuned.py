@@ -4,7 +4,8 @@
       --output=results/untuned/small
 
 For every task and method the accuracies and training losses over a grid of learning rates (half
-decades) and seeds, with a cosine schedule; an untuned method has one rate, its published default.
+decades) and seeds, with a cosine schedule; an untuned method is judged at its published default,
+and OCNOpt's forms are run on a wide grid besides. Games are run where stages have several players.
 Tables: test accuracy, training loss, regret to the best tuned method, decades of learning rate
 within one point of the best, and steps and seconds to a target accuracy. Figure: accuracy over the
 learning rate, a panel a task. Writes <output>.json, .md and .png, and .jsonl as it goes; what is
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ocresnet import plots
+from ocresnet.control.stages import players
 from ocresnet.training.records import plain
 from ocresnet.training.sweep import measured_steps, sweep
 
@@ -29,11 +31,11 @@ from .flags import those_named
 from .methods import describe
 from .runs import seconds_of_step, training_of
 from .tasks import NETWORKS, Task, make_task
-from .untuned_methods import METHODS, TASKS, Method, Setting
+from .untuned_methods import GAMES, METHODS, TASKS, Method, Setting
 from .untuned_tables import Row, accuracy, rate_that_counts, tables
 
-TIMED_STEPS = 20
-"""One round of EKFAC's refreshes."""
+TIMED_STEPS = 100
+"""A whole round of EKFAC's refreshes, also where they are as rare as by default."""
 
 
 class Flags:
@@ -157,7 +159,10 @@ def study(flags: Flags) -> None:
     found, methods = flags.study(), flags.methods()
     for name in flags.tasks.value:
         task, setting = flags.task(name), flags.setting(name)
+        alone = players(task.architecture.system()) == 1
         for label, method in methods.items():
+            if alone and label in GAMES:
+                continue
             key = key_of(name, label, method, setting)
             row = found.row(key, partial(measure, task, setting, method, flags.points.value))
             row = judged(row, method, setting)

@@ -181,6 +181,8 @@ def scale_by_ocnopt(
             )
             if nominal is not None:
                 check_nominal(views[0].problem, settings, nominal)
+                if changing is not None:  # each arm makes that of its own stages
+                    nominal = nominal._replace(trajectory=None)
             decide = [
                 partial(_decide, step._replace(settings=own), nominal, view, stages)
                 for own, view in zip(of_arms, views, strict=True)
@@ -405,6 +407,7 @@ def _cost(value: Array | None, nominal: Nominal | None, axis_name: str | None) -
     if value is None:
         assert nominal is not None
         value = nominal.objective
+    value = jnp.asarray(value)
     return value if axis_name is None else lax.pmean(value, axis_name)
 
 
