@@ -1,5 +1,6 @@
 """An alignment that a bandit chooses while training."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -72,12 +73,13 @@ def test_costs_of_zero_lose_a_half():
     np.testing.assert_allclose(played(jnp.zeros(4)).bandit.losses[-1], [0.5, 0, 0])
 
 
-@pytest.mark.parametrize("form", ["stacked", "linear", "per_sample"])
+@pytest.mark.parametrize("form", ["stacked", "linear", "per_sample", "trajectory"])
 def test_a_step_is_that_of_the_alignment_that_is_held(form):
     """Three updates, each in another arm: parameters and diagnostics, with the nominal pass that
-    the settings ask for."""
+    the settings ask for, or with the trajectory of whole blocks, which no arm takes for its own."""
     choices = {
         "stacked": {},
+        "trajectory": {},
         "linear": {"rollout": "linear", "value_beta": BETA},
         "per_sample": {"feedback": "per_sample"},
     }[form]
@@ -90,6 +92,8 @@ def test_a_step_is_that_of_the_alignment_that_is_held(form):
         names = ("feedback", "rollout", "value_beta")
         settings = {name: choices[name] for name in names if name in choices}
         keep = Settings(alignment=Adaptive(arms, hold=2), **settings).keep
+        if form == "trajectory":
+            keep = replace(keep, trajectory=True)
 
         @quick_jit
         def run(params):

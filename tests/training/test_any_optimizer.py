@@ -94,7 +94,8 @@ PAIRS = [
     ("residual_mlp", "joint"),
     ("residual_mlp", "sgd"),
     pytest.param("transformer", "stacked", marks=pytest.mark.slow),
-    ("transformer", "adamw"),
+    # Not AdamW: a key's bias has no gradient but rounding, of which it makes whole steps.
+    ("transformer", "sgd"),
     ("mlp", "per_sample"),
     ("mlp", "kfac"),
     ("cnn", "ekfac"),
