@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..common.reports import markdown_table
+from .flags import spread
 from .robustness import decades_within
 
 Row = dict[str, Any]
@@ -119,7 +120,8 @@ def _regret_table(rows: Sequence[Row]) -> str:
 def _accuracy_cell(row: Row) -> str:
     place = rate_that_counts(row)
     of_seeds, rate = row["accuracy"][place], row["learning_rates"][place]
-    return f"{np.mean(of_seeds):.2f} ± {np.std(of_seeds):.2f} ({rate:g})"
+    shown = spread(of_seeds) if len(of_seeds) > 1 else f"{of_seeds[0]:.2f}"
+    return f"{shown} ({rate:g})"
 
 
 def _loss_cell(row: Row) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ocresnet.systems.adaptive_solves import (
-    Adaptive,
+    AdaptiveSolver,
     Solution,
     Taken,
     in_shares,
@@ -34,7 +34,7 @@ Array = jax.Array
 
 
 def solve(
-    settings: Adaptive,
+    settings: AdaptiveSolver,
     field: VectorField,
     params: PyTree,
     start: Array | float,
@@ -59,7 +59,7 @@ def solve(
 
 
 def adjoint_solution(
-    settings: Adaptive,
+    settings: AdaptiveSolver,
     field: VectorField,
     params: PyTree,
     start: Array | float,
@@ -83,12 +83,12 @@ def adjoint_solution(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _solve(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> State:
+def _solve(settings: AdaptiveSolver, field: VectorField, params: PyTree, x: State) -> State:
     return integrate(settings, field, params, x).state
 
 
 def _forward(
-    settings: Adaptive, field: VectorField, params: PyTree, x: State
+    settings: AdaptiveSolver, field: VectorField, params: PyTree, x: State
 ) -> tuple[State, PyTree]:
     if settings.adjoint == "backsolve":
         end = integrate(settings, field, params, x).state
@@ -99,7 +99,7 @@ def _forward(
 
 
 def _backward(
-    settings: Adaptive, field: VectorField, residuals: PyTree, adjoint: State
+    settings: AdaptiveSolver, field: VectorField, residuals: PyTree, adjoint: State
 ) -> tuple[PyTree, State]:
     params, kept = residuals
     if settings.adjoint == "direct":
@@ -112,7 +112,7 @@ _solve.defvjp(_forward, _backward)
 
 
 def _adjoint(
-    settings: Adaptive, field: VectorField, params: PyTree, x: State, adjoint: State
+    settings: AdaptiveSolver, field: VectorField, params: PyTree, x: State, adjoint: State
 ) -> Solution:
     """(x, a, g) backward in time. The error of g, an integral that nothing feeds on, does not
     choose the steps: so taps (`systems/taps.py`) in the parameters, whose records are parts of g,
@@ -129,7 +129,7 @@ def _adjoint(
 
 
 def _back_through_steps(
-    settings: Adaptive, field: VectorField, params: PyTree, taken: Taken, adjoint: State
+    settings: AdaptiveSolver, field: VectorField, params: PyTree, taken: Taken, adjoint: State
 ) -> tuple[PyTree, State]:
     """Cotangents of the parameters and of the first state; the steps' sizes are constants."""
 

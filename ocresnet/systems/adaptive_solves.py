@@ -38,7 +38,7 @@ FIRST_STEP = 0.1
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class AdaptiveSolver:
     """How an adaptive solve is made.
 
     Attributes:
@@ -109,7 +109,7 @@ class Taken(NamedTuple):
 
 
 def solution(
-    settings: Adaptive,
+    settings: AdaptiveSolver,
     field: VectorField,
     params: PyTree,
     start: Array | float,
@@ -163,7 +163,7 @@ def in_shares(field: VectorField) -> VectorField:
 
 
 def integrate(
-    settings: Adaptive,
+    settings: AdaptiveSolver,
     field: VectorField,
     params: PyTree,
     x: State,
@@ -179,7 +179,7 @@ def integrate(
     return Solution(state, counts["num_steps"].astype(jnp.int32), complete)
 
 
-def taken_steps(settings: Adaptive, field: VectorField, params: PyTree, x: State) -> Taken:
+def taken_steps(settings: AdaptiveSolver, field: VectorField, params: PyTree, x: State) -> Taken:
     """A solve that keeps all its states."""
     saved = require_diffrax().SaveAt(t0=True, steps=True)
     shares, states, counts = _diffrax_solve(settings, field, params, x, saved)
@@ -189,7 +189,7 @@ def taken_steps(settings: Adaptive, field: VectorField, params: PyTree, x: State
 
 
 def _diffrax_solve(
-    settings: Adaptive,
+    settings: AdaptiveSolver,
     field: VectorField,
     params: PyTree,
     x: State,
@@ -221,7 +221,7 @@ def _diffrax_solve(
     return result.ts, states, result.stats
 
 
-def _method(settings: Adaptive) -> Any:
+def _method(settings: AdaptiveSolver) -> Any:
     diffrax = require_diffrax()
     return {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[settings.method]()
 
@@ -240,7 +240,12 @@ def only_if(complete: Array, leaf: Array) -> Array:
 
 
 def one_step(
-    settings: Adaptive, field: VectorField, share: Array, after: Array, params: PyTree, x: State
+    settings: AdaptiveSolver,
+    field: VectorField,
+    share: Array,
+    after: Array,
+    params: PyTree,
+    x: State,
 ) -> State:
     """The step of the method from one share of the time to another."""
     tableau = _method(settings).tableau

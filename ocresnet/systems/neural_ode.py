@@ -25,7 +25,12 @@ import jax.numpy as jnp
 
 from ocresnet.systems import explicit_steps, layers
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.adaptive_solves import Adaptive, AdaptiveMethod, Adjoint, require_diffrax
+from ocresnet.systems.adaptive_solves import (
+    AdaptiveMethod,
+    AdaptiveSolver,
+    Adjoint,
+    require_diffrax,
+)
 from ocresnet.systems.architecture import (
     MOMENTUM,
     OUTPUT_BLOCK,
@@ -65,7 +70,7 @@ ADAPTIVE_FIELDS = ("rtol", "atol", "max_steps", "adjoint")
 class NeuralODEConfig(ResidualArchitecture):
     """The architecture of a Neural ODE.
 
-    What a solver does not have is None. What it has and is None is that of `Adaptive`
+    What a solver does not have is None. What it has and is None is that of `AdaptiveSolver`
     (`adaptive_solves.py`): tolerances of 1e-3, at most 100 steps, the direct adjoint.
 
     Attributes:
@@ -144,12 +149,12 @@ class NeuralODEConfig(ResidualArchitecture):
         require_whole("steps", self.steps, 1)
 
     @property
-    def adaptive(self) -> Adaptive | None:
+    def adaptive(self) -> AdaptiveSolver | None:
         """How an adaptive solve is made; None under a solver of equal steps."""
         if self.solver == "dopri5" or self.solver == "tsit5":
             given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
             given = {name: value for name, value in given.items() if value is not None}
-            return Adaptive(self.solver, **given)
+            return AdaptiveSolver(self.solver, **given)
         return None
 
     @property

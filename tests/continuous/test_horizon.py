@@ -9,11 +9,11 @@ from scipy.special import lambertw
 
 from ocresnet.continuous.horizon import free_horizon, horizon_slope
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.adaptive_solves import Adaptive
+from ocresnet.systems.adaptive_solves import AdaptiveSolver
 from tests.quick import quick_jit
 from tests.systems.test_adaptive_solves import bent, setting
 
-EXACT = Adaptive(rtol=1e-11, atol=1e-11, max_steps=300)
+EXACT = AdaptiveSolver(rtol=1e-11, atol=1e-11, max_steps=300)
 
 
 @pytest.fixture(autouse=True)

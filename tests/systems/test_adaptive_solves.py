@@ -10,13 +10,13 @@ import pytest
 
 from ocresnet.systems import layers
 from ocresnet.systems.adaptive_gradients import adjoint_solution, solve
-from ocresnet.systems.adaptive_solves import Adaptive, solution, taken_steps
+from ocresnet.systems.adaptive_solves import AdaptiveSolver, solution, taken_steps
 from ocresnet.systems.explicit_steps import step
 from ocresnet.systems.taps import Tap, merge
 from tests.quick import quick_jit
 from tests.systems.test_explicit_steps import START, A, exact, linear
 
-EXACT = Adaptive(rtol=1e-10, atol=1e-10, max_steps=200)
+EXACT = AdaptiveSolver(rtol=1e-10, atol=1e-10, max_steps=200)
 ADJOINTS = ("direct", "backsolve")
 METHODS = ("dopri5", "tsit5")
 
@@ -53,7 +53,7 @@ def test_solves_are_exact_to_their_tolerances(method):
     params = {"A": jnp.asarray(A), "b": jnp.asarray(A[:, 0])}
     start = {"first": jnp.asarray(START[:1]), "rest": jnp.asarray(START[1:])}
     for tolerance in (1e-4, 1e-9):
-        settings = Adaptive(method, rtol=tolerance, atol=tolerance)
+        settings = AdaptiveSolver(method, rtol=tolerance, atol=tolerance)
         solved = quick_jit(lambda s, own=settings: solution(own, linear, params, 0.0, 1.5, s))(
             start
         )
@@ -98,7 +98,7 @@ def test_direct_and_backsolve_agree_to_tolerance_and_direct_is_that_of_its_steps
     for tolerance in (1e-4, 1e-8):
         both = []
         for adjoint in ADJOINTS:
-            settings = Adaptive(method, tolerance, tolerance, 200, adjoint)
+            settings = AdaptiveSolver(method, tolerance, tolerance, 200, adjoint)
             gradient = jax.grad(lambda params, x, own=settings: cost(own, params, TIMES, x))
             both.append(quick_jit(gradient)(params, x))
         differences.append(
@@ -112,7 +112,7 @@ def test_direct_and_backsolve_agree_to_tolerance_and_direct_is_that_of_its_steps
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_a_solve_that_reaches_its_limit_has_no_result_and_no_gradient(adjoint):
     params, x = setting()
-    settings = Adaptive(rtol=1e-8, atol=1e-8, max_steps=3, adjoint=adjoint)
+    settings = AdaptiveSolver(rtol=1e-8, atol=1e-8, max_steps=3, adjoint=adjoint)
     solved = quick_jit(lambda params, x: solution(settings, bent, params, 0.0, 1.0, x))(params, x)
     assert not solved.complete and solved.steps == 3
     np.testing.assert_array_equal(solved.state, np.inf)
@@ -134,7 +134,7 @@ def test_what_is_not_finite_has_no_result():
 
 def test_an_adjoint_that_reaches_its_limit_has_no_result():
     """x' = 8 x is easy forward to this absolute tolerance, and hard with a large adjoint."""
-    settings = Adaptive(rtol=1e-9, atol=1e-2, max_steps=12, adjoint="backsolve")
+    settings = AdaptiveSolver(rtol=1e-9, atol=1e-2, max_steps=12, adjoint="backsolve")
     args = settings, lambda params, time, x: params * x, jnp.asarray(2.0), 0.0, 1.0
     start = jnp.full(3, 1e-3)
     assert quick_jit(lambda: solution(*args, start))().complete
@@ -154,7 +154,7 @@ def test_evaluations_are_counted(method):
         )
         return -2 * x * jnp.sin(3 * x) + noted
 
-    settings = Adaptive(method, rtol=1e-4, atol=1e-4)
+    settings = AdaptiveSolver(method, rtol=1e-4, atol=1e-4)
     start = 3 * jnp.arange(4.0)
     taken = quick_jit(lambda x: taken_steps(settings, field, {}, x))(start)
     calls.clear()
@@ -168,7 +168,7 @@ def test_evaluations_are_counted(method):
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_taps_record_what_the_gradient_is_made_of_and_leave_it_as_it_is(adjoint):
     params, x = setting()
-    settings = Adaptive(rtol=1e-6, atol=1e-6, adjoint=adjoint)
+    settings = AdaptiveSolver(rtol=1e-6, atol=1e-6, adjoint=adjoint)
 
     def field(params, time, x):
         return layers.dense(params["layer"], jnp.tanh(x))
@@ -195,7 +195,7 @@ def test_taps_record_what_the_gradient_is_made_of_and_leave_it_as_it_is(adjoint)
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_states_and_gradients_keep_their_types(adjoint):
     single = jax.tree.map(lambda leaf: leaf.astype("float32"), setting())
-    settings = Adaptive(adjoint=adjoint)
+    settings = AdaptiveSolver(adjoint=adjoint)
 
     def field(params, time, x):
         return bent(params, time.astype("float32"), x)
