@@ -1,4 +1,4 @@
-"""The notebook: it runs as it is, and is kept without outputs."""
+"""The notebooks: they run as they are, and are kept without outputs."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "experiments" / "notebooks" / "depth_on_digits.ipynb"
+NOTEBOOKS = ROOT / "experiments" / "notebooks"
 
 RUN = """
 import json, sys
@@ -19,7 +19,10 @@ for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
 import matplotlib.pyplot as plt
+"""
+"""Every cell; what is appended prints what the test is about."""
 
+OF_DEPTH = """
 accuracy = names["test_accuracy"]
 networks = ("network", "small", "surgical", "single")
 measured = {name: accuracy(names[name]) for name in networks}
@@ -32,13 +35,37 @@ print(json.dumps({"accuracy": measured, "kept": kept, "early": early,
 """
 
 
-@pytest.fixture(scope="module")
-def cells() -> list[dict]:
-    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+OF_LEARNING_RATES = """
+print(json.dumps({name: run.accuracy for name, run in names["found"].items()}))
+"""
 
 
-def test_it_is_kept_without_outputs_and_with_names_for_its_cells(cells):
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+@pytest.fixture(params=sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def notebook(request) -> dict:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def cells(notebook) -> list[dict]:
+    return notebook["cells"]
+
+
+def run(name: str, what: str) -> dict:
+    """Every cell in a process of its own; what `what` prints last."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN + what, str(NOTEBOOKS / name)],
+        cwd=ROOT,
+        env={**environment, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_it_is_kept_without_outputs_and_with_names_for_its_cells(notebook, cells):
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in cells:
         if cell["cell_type"] == "code":
@@ -71,19 +98,9 @@ def test_on_colab_it_installs_what_a_tpu_needs_from_the_repository(cells, monkey
 
 
 @pytest.mark.slow
-def test_it_runs_and_tells_its_story():
-    """Every cell in a process of its own: training twice, cuts, fine-tuning, early exits."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, str(NOTEBOOK)],
-        cwd=ROOT,
-        env={**environment, "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout.splitlines()[-1])
+def test_depth_on_digits_tells_its_story():
+    """Training twice, cuts, fine-tuning, early exits."""
+    measured = run("depth_on_digits.ipynb", OF_DEPTH)
     accuracy, kept = measured["accuracy"], measured["kept"]
     assert accuracy["network"] > 94
     assert kept["with stage cost"] <= 8 < kept["without"]
@@ -94,3 +111,13 @@ def test_it_runs_and_tells_its_story():
     assert accuracy["distilled"] > accuracy["single"]
     assert measured["early"] > accuracy["network"] / 100 - 0.02 and measured["blocks"] < 8
     assert measured["figures"] == 2
+
+
+@pytest.mark.slow
+def test_without_a_learning_rate_ocnopt_is_not_far_from_the_best_of_adam():
+    """Adam at three learning rates, and OCNOpt at its own and at a thousand times it."""
+    found = run("own_model_without_learning_rate.ipynb", OF_LEARNING_RATES)
+    adam = [found[name] for name in found if name.startswith("Adam")]
+    assert len(adam) == 3 and min(adam) < max(adam) - 2
+    for name in ("OCNOpt", "OCNOpt, times 1000"):
+        assert found[name] > max(adam) - 2, name
