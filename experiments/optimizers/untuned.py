@@ -3,13 +3,13 @@
   python -m experiments.optimizers.untuned --task=wine_fcn --task=digits_fcn \\
       --output=results/untuned/small
 
-For every task and method the accuracies and training losses over a grid of learning rates (half
-decades) and seeds, with a cosine schedule; an untuned method is judged at its published default,
-and OCNOpt's forms are run on a wide grid besides. Games are run where stages have several players.
-Tables: test accuracy, training loss, regret to the best tuned method, decades of learning rate
-within one point of the best, and steps and seconds to a target accuracy. Figure: accuracy over the
-learning rate, a panel a task. Writes <output>.json, .md and .png, and .jsonl as it goes; what is
-found there is not run again, so that tasks may be run one after the other.
+For every task and method the accuracies and training losses over a grid of learning rates and
+seeds, with a cosine schedule; an untuned method is judged at its published default, and OCNOpt's
+forms are run on a wide grid besides. Games are run where stages have several players. Tables: test
+accuracy, training loss, regret to the best tuned method, decades of learning rate within one point
+of the best, and steps and seconds to a target accuracy. Figure: accuracy over the learning rate, a
+panel a task. Writes <output>.json, .md and .png, and .jsonl as it goes; what is found there is not
+run again, so that tasks may be run one after the other.
 """
 
 import sys
@@ -31,7 +31,7 @@ from .flags import those_named
 from .methods import describe
 from .runs import seconds_of_step, training_of
 from .tasks import NETWORKS, Task, make_task
-from .untuned_methods import GAMES, METHODS, TASKS, Method, Setting
+from .untuned_methods import GAMES, METHODS, TASKS, TUNED, Method, Setting
 from .untuned_tables import Row, accuracy, rate_that_counts, tables
 
 TIMED_STEPS = 100
@@ -58,6 +58,7 @@ class Flags:
         self.decades = section.whole(
             "decades", "Of a grid on each side, at most. Default: by method.", least=0
         )
+        self.a_decade = section.whole("a_decade", "Learning rates in a decade of it.", 2, least=1)
         self.points = section.whole(
             "points", "Of a run where the test accuracy is measured.", 40, least=1
         )
@@ -88,7 +89,10 @@ class Flags:
     def methods(self) -> dict[str, Method]:
         """Those of the methods that are asked for."""
         found = those_named(self._methods.value, METHODS)
-        return {name: method.within(self.decades.value) for name, method in found.items()}
+        return {
+            name: method._replace(a_decade=self.a_decade.value).within(self.decades.value)
+            for name, method in found.items()
+        }
 
     def study(self) -> Study:
         """The rows."""
@@ -108,24 +112,20 @@ class Flags:
 
 
 def key_of(task: str, name: str, method: Method, setting: Setting) -> dict[str, Any]:
-    """What tells a row from all others."""
+    """What tells a row from all others but those with other learning rates."""
     length = {field: value for field, value in setting._asdict().items() if field != "target"}
-    return {
-        "task": task,
-        "method": name,
-        **length,
-        "optimizer": describe(method.optimizer),
-        "learning_rates": method.learning_rates,
-    }
+    return {"task": task, "method": name, **length, "optimizer": describe(method.optimizer)}
 
 
 def judged(row: Row, method: Method, setting: Setting) -> Row:
     """A row with what it is compared by, which no number in it depends on."""
+    rates, own = row["learning_rates"], method.optimizer.learning_rate
     return {
         **row,
         "tuned": method.tuned,
-        "own_rate": method.learning_rates.index(method.optimizer.learning_rate),
-        "factors": method.factors,
+        "reference": row["method"] in TUNED,
+        "own_rate": rates.index(own),
+        "factors": [float(f"{rate / own:.3g}") for rate in rates],
         "target": setting.target,
     }
 
@@ -163,7 +163,7 @@ def study(flags: Flags) -> None:
         for label, method in methods.items():
             if alone and label in GAMES:
                 continue
-            key = key_of(name, label, method, setting)
+            key = key_of(name, label, method, setting) | {"learning_rates": method.learning_rates}
             row = found.row(key, partial(measure, task, setting, method, flags.points.value))
             row = judged(row, method, setting)
             rate = row["learning_rates"][rate_that_counts(row)]
@@ -178,17 +178,16 @@ def study(flags: Flags) -> None:
 
 def rows_to_show(found: Study, methods: dict[str, Method], flags: Flags) -> list[Row]:
     """Those of these methods, as they are set now, on all tasks: also those that an earlier process
-    has run."""
+    has run. Of several grids of learning rates the one with most of them."""
     rows = []
     for task in TASKS:
         setting = flags.setting(task)
         for name, method in methods.items():
             key = plain(key_of(task, name, method, setting))
-            rows += [
-                judged(row, method, setting)
-                for row in found.rows
-                if all(row[part] == value for part, value in key.items())
-            ]
+            fitting = [row for row in found.rows if all(row[part] == key[part] for part in key)]
+            if fitting:
+                widest = max(fitting, key=lambda row: len(row["learning_rates"]))
+                rows.append(judged(widest, method, setting))
     return rows
 
 

@@ -30,20 +30,22 @@ class Method(NamedTuple):
 
     Attributes:
       optimizer: at its default, or the usual learning rate.
-      below, above: decades of a grid around that rate; the grid has steps of half a decade.
+      below, above: decades of a grid around that rate.
       tuned: whether it is compared at the best rate of its grid, or at its default.
+      a_decade: learning rates of the grid in a decade.
     """
 
     optimizer: Optimizer
     below: int = 0
     above: int = 0
     tuned: bool = False
+    a_decade: int = 2
 
     @property
     def factors(self) -> list[float]:
         """Of the usual learning rate, on the grid."""
-        halves = range(-2 * self.below, 2 * self.above + 1)
-        return [float(f"{10 ** (half / 2):.3g}") for half in halves]
+        exponents = range(-self.a_decade * self.below, self.a_decade * self.above + 1)
+        return [float(f"{10 ** (exponent / self.a_decade):.3g}") for exponent in exponents]
 
     @property
     def learning_rates(self) -> list[float]:
@@ -108,16 +110,14 @@ _PLAYED: dict[str, dict[str, Any]] = {
 
 GAMES: dict[str, Method] = {
     f"OCNOpt {curvature}, {form}": Method(
-        make_method(base, learning_rate=rate, schedule="cosine", **fields),
-        below=1,
-        above=1,
-        tuned=True,
+        make_method(base, learning_rate=rate, schedule="cosine", **fields), above=2, tuned=True
     )
     for curvature, (base, rate) in _BASES.items()
     for form, fields in _PLAYED.items()
 }
 """The papers' forms where the stages of a network have several players, who play together or each
-for himself; elsewhere both are the same."""
+for himself; elsewhere both are the same. Tuned, but not among the tuned that others are compared
+with."""
 
 METHODS = {**TUNED, **UNTUNED, **OCNOPT, **GAMES}
 
@@ -147,6 +147,8 @@ TASKS: dict[str, Setting] = {
     "digits_resnet": Setting(40, 32, seeds=5, target=93.0),
     "digits_inception": Setting(40, 32, seeds=3, target=90.0),
     "digits_transformer": Setting(40, 32, seeds=5, target=88.0),
+    "mnist_inception": Setting(10, 128, seeds=3, target=97.0, samples=5_000),
+    "cifar10_inception": Setting(20, 128, seeds=3, target=45.0, samples=5_000),
     "mnist_fcn": Setting(15, 128, seeds=3, target=95.0),
     "mnist_cnn": Setting(10, 128, seeds=3, target=98.5),
     "cifar10_cnn": Setting(40, 128, seeds=3, target=50.0, samples=10_000),

@@ -2,7 +2,8 @@
 
 A row is one method on one task, as `untuned.judged` gives it: `learning_rates`; `accuracy` and
 `train_loss` [rates, seeds]; `accuracies_on_the_way` [rates, seeds, points] after `steps` [points],
-of `seconds_a_step` each; `tuned`; `own_rate`, the place of the default among the rates; `target`.
+of `seconds_a_step` each; `tuned`; `reference`, whether it is one of those that regret is to;
+`own_rate`, the place of the default among the rates; `target`.
 
 A tuned method stands for its best learning rate on the test set, which favours it; an untuned one
 for its default.
@@ -36,11 +37,11 @@ def accuracy(row: Row) -> float:
 
 
 def regrets(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """{(method, task): points below the best tuned method of that task}; negative above it. Tasks
-    without tuned method have none."""
+    """{(method, task): points below the best reference of that task}; negative above it. Tasks
+    without reference have none."""
     best: dict[str, float] = {}
     for row in rows:
-        if row["tuned"]:
+        if row["reference"]:
             best[row["task"]] = max(best.get(row["task"], 0.0), accuracy(row))
     return {
         (row["method"], row["task"]): best[row["task"]] - accuracy(row)
@@ -78,7 +79,8 @@ def tables(rows: Sequence[Row]) -> str:
         ),
         (loss, _by_task(rows, _loss_cell)),
         (
-            "Regret: points of accuracy below the best tuned method of the task (negative: above).",
+            "Regret: points of accuracy below the best method of the task whose rate is searched and "
+            "that is no form of OCNOpt (negative: above).",
             _regret_table(rows),
         ),
         (within, _by_task(rows, lambda row: _shown(decades(row), ".1f"))),

@@ -168,6 +168,7 @@ def test_a_grid_has_half_decades_around_the_usual_rate():
     assert grid.factors == [0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0]
     assert grid.within(0).learning_rates == [0.1] and grid.within(None) == grid
     assert Method(SGD(learning_rate=0.1)).learning_rates == [0.1]
+    assert grid._replace(a_decade=1).learning_rates == [0.01, 0.1, 1.0, 10.0]
     for method in OCNOPT.values():
         # One default, and from 10^-3 to 10^5 times it.
         assert (method.factors[0], method.factors[-1]) == (1e-3, 1e5)
@@ -189,6 +190,7 @@ def untuned_row(method: str, task: str, accuracy: list, tuned: bool, **changes) 
         "method": method,
         "task": task,
         "tuned": tuned,
+        "reference": tuned,
         "own_rate": 0,
         "target": 80.0,
         "learning_rates": rates,
@@ -209,6 +211,7 @@ def test_regret_is_to_the_best_tuned_method_at_its_best_rate():
         untuned_row("a", "two", [[60, 60]], True),
         untuned_row("c", "two", [[63, 63]], False),
         untuned_row("c", "three", [[50, 50]], False),
+        untuned_row("d", "one", [[95, 95]], True, reference=False),
     ]
     found = untuned_tables.regrets(rows)
     assert found == {
@@ -217,6 +220,7 @@ def test_regret_is_to_the_best_tuned_method_at_its_best_rate():
         ("c", "one"): 1.0,
         ("a", "two"): 0.0,
         ("c", "two"): -3.0,
+        ("d", "one"): -1.5,
     }
     lines = untuned_tables.tables(rows).splitlines()
     # b has no mean: it has not been run on both.
@@ -278,11 +282,19 @@ def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
     assert output.with_suffix(".png").stat().st_size > 10_000
     table = output.with_suffix(".md").read_text()
     assert table.count("wine_fcn") == 6 and table.count("| MoMo-Adam |") == 6
+    # Another grid is another row, of which the wider one is shown.
+    code, _, errors = call(untuned.main, *common, "--method=SGD", "--a_decade=1")
+    assert code == 0, errors
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    keys = [line["key"] for line in lines]
+    grids = [len(key["learning_rates"]) for key in keys if key["method"] == "SGD, momentum"]
+    assert grids == [5, 3]
+    assert output.with_suffix(".md").read_text().count("| SGD, momentum |") == 6
     # Other settings are other rows.
     code, _, errors = call(untuned.main, *common, "--method=MoMo-Adam", "--epochs=1")
     assert code == 0, errors
-    assert len(measured) == 2 and "| MoMo-Adam |" in output.with_suffix(".md").read_text()
-    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 4
+    assert len(measured) == 3 and "| MoMo-Adam |" in output.with_suffix(".md").read_text()
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 5
 
 
 @pytest.mark.slow
