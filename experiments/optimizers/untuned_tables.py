@@ -79,8 +79,8 @@ def tables(rows: Sequence[Row]) -> str:
         ),
         (loss, _by_task(rows, _loss_cell)),
         (
-            "Regret: points of accuracy below the task's best method whose rate is searched, forms of "
-            "OCNOpt aside (negative: above).",
+            "Regret: points of accuracy below the task's best tuned method, forms of OCNOpt aside "
+            "(negative: above).",
             _regret_table(rows),
         ),
         (within, _by_task(rows, lambda row: _shown(decades(row), ".1f"))),
