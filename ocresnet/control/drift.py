@@ -5,12 +5,19 @@ Notation
     lambda    weight decay, decoupled from the gradient as in AdamW
     rho       share of the base optimizer's step that the policy took the last time, in [0, 1]
     s         drift: what a step changes whatever the policy decides
+    u         what the policy changes
 
-    s = -eta (mu m + rho lambda theta),   d theta = s + u
+    d theta = s + u,   s = -eta (mu m + rho lambda theta)
 
 The policy counts on s (`value.py`); the arithmetic is optax's own. A policy takes no more of
 -eta M^-1 g than the terminal curvature lets it, however large eta is, and m gathers what it took.
 Weights decay with the rate at which the policy learns, eta rho, and not with eta.
+
+With the papers' region all of s is counted on: what momentum brings is left out of u, or taken
+back, which at large eta amplifies the noise of the batches. A region that follows the cost is kept
+to by counting ahead instead: a direction that is decided now will be repeated by momentum, and
+changes the parameters by eta (1 + mu + mu^2 + ...) = eta / (1 - mu) times itself in all. The policy
+decides with that rate, and of s it counts on the decay alone.
 """
 
 from typing import Any, NamedTuple
@@ -71,6 +78,17 @@ class Drift(NamedTuple):
             return None
         directions, _ = self.update(jax.tree.map(jnp.zeros_like, params), state, params, share)
         return jax.tree.map(lambda d: -learning_rate * d, dict(directions))
+
+    def predict_decay(
+        self, params: PyTree, learning_rate: float | Array, share: float | Array
+    ) -> PyTree | None:
+        """-eta rho lambda theta, s without momentum; None where there is no decay."""
+        decay = self._replace(momentum=None)
+        return decay.predict(decay.init(params), params, learning_rate, share)
+
+    def lasting(self, learning_rate: float | Array) -> float | Array:
+        """eta / (1 - mu): the rate of a direction with all its repetitions."""
+        return learning_rate if self.momentum is None else learning_rate / (1 - self.momentum)
 
     def _parts(self, share: float | Array) -> list[optax.GradientTransformation]:
         parts = []

@@ -165,6 +165,10 @@ def scale_by_ocnopt(
         else:
             assert batch is not None
             eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+            if settings.region == "fixed":
+                rate, moves = eta, drift.predict(state.drift, params, eta, state.share)
+            else:
+                rate, moves = drift.lasting(eta), drift.predict_decay(params, eta, state.share)
             key = jax.random.fold_in(jax.random.key(seed), state.steps)
             step = Step(
                 problem,
@@ -172,10 +176,10 @@ def scale_by_ocnopt(
                 Variables(params, batch_stats),
                 batch,
                 gradients,
-                drift.predict(state.drift, params, eta, state.share),
+                moves,
                 curvature,
                 curvature_state.entries,
-                eta,
+                rate,
                 key,
                 value,
             )
@@ -239,7 +243,7 @@ def ocnopt(
 
         d theta_k(dx_k) = s_k - eta M_k^-1 (Q_theta + Q_theta,x dx_k),
 
-    where s_k is what momentum and weight decay change.
+    where s_k is what momentum and weight decay change; `drift.py` says what of it is counted on.
 
     Args:
       system: the network, or a `Problem` where its cost is not the cross-entropy of its last output

@@ -175,6 +175,24 @@ def test_weights_decay_by_the_step_that_was_taken(eta):
     assert np.abs(s).max() > 0.01 * np.abs(u).max()
 
 
+@pytest.mark.parametrize("region", ["square", "smaller"])
+def test_a_region_that_follows_the_cost_is_kept_with_all_repetitions_of_momentum(region):
+    """eta_l = eta / (1 - mu) in the policy, which knows of s the decay alone:
+    u = -(M / eta_l + beta c g g^T)^-1 (g + beta c g g^T s), of which a share 1 - mu is done now."""
+    case, accumulator, _ = with_drift("own heads")
+    changes, _ = stepper(case, region=region, rollout="linear")(accumulator)
+    cost = objective(case.problem, case.params, {}, *case.batch)
+    size = 1 / (2 * cost) if region == "square" else max(1.0, 1 / (2 * cost))
+    M = np.asarray(jax.scipy.linalg.block_diag(*case.M))
+    g, m, theta = (flat(case, tree) for tree in (case.gradient, accumulator, case.params))
+    decay = -ETA * SHARE * DECAY * theta
+    outer = BETA * float(size) * np.outer(g, g)
+    u = -np.linalg.solve(M * (1 - MOMENTUM) / ETA + outer, g + outer @ decay)
+    wanted = (1 - MOMENTUM) * u - ETA * MOMENTUM * m + decay
+    np.testing.assert_allclose(flat(case, changes), wanted, rtol=0, atol=1e-12)
+    assert np.abs(outer @ decay).max() > 1e-3 and np.abs(m).max() > 0.1
+
+
 def test_the_cost_changes_as_predicted():
     """Up to second order in the step; momentum without a history changes nothing."""
     case, eta = setting("own heads"), 1e-3
