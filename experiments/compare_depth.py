@@ -56,7 +56,7 @@ def compare(flags: Flags) -> None:
     if both["with"].shape[1] != both["without"].shape[1]:
         raise ValueError("the runs must be of networks of one depth.")
     rows = [
-        (str(depth), *(f"{value.mean():.2f} ± {value.std(ddof=0):.2f}" for value in pair))
+        (str(depth), *map(_spread, pair))
         for depth, pair in enumerate(zip(both["with"].T, both["without"].T, strict=True))
     ]
     table = reports.markdown_table(COLUMNS, rows, left=0)
@@ -69,6 +69,12 @@ def compare(flags: Flags) -> None:
     }
     figure = plots.draw_depth_comparison(means["with"], means["without"], SPLIT)
     figure.savefig(output.with_suffix(".png"), dpi=150)
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean and sample deviation over the runs; of a single one the mean."""
+    mean = f"{values.mean():.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

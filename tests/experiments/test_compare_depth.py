@@ -23,7 +23,7 @@ def test_means_over_seeds_in_a_table_a_record_and_a_figure(tmp_path):
     arguments = [f"--run={folder}" for folder in runs] + [f"--plain={plain}"]
     outcome = call(compare_depth.main, *arguments, f"--output={output}")
     assert outcome.code == 0, outcome.errors
-    assert "| 1 | 91.00 ± 1.00 | 90.00 ± 0.00 |" in output.with_suffix(".md").read_text()
+    assert "| 1 | 91.00 ± 1.41 | 90.00 |" in output.with_suffix(".md").read_text()
     record = json.loads(output.with_suffix(".json").read_text())
     assert record["with"] == [[50.0, 90.0], [50.0, 92.0]] and "commit" in record["made"]
     assert output.with_suffix(".png").stat().st_size > 1000
