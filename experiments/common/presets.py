@@ -15,9 +15,10 @@ from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitect
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
-from ocresnet.systems.neural_ode import NeuralODEConfig, foreign_fields
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.solver_settings import SolverSettings, foreign_fields
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
@@ -355,7 +356,7 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
     Raises:
       ValueError: for an impossible network.
     """
-    if isinstance(network, NeuralODEConfig) and "solver" in given:
+    if isinstance(network, SolverSettings) and "solver" in given:
         given = {**dict.fromkeys(foreign_fields(given["solver"])), **given}
     if not isinstance(network, ResNetConfig):
         return replace(network, **given)
