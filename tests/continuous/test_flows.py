@@ -41,7 +41,7 @@ def normal_of(network):
     generator = np.zeros((features + 2, features + 2))
     generator[:features, :features] = layer["kernel"][:features].T
     generator[:features, features] = layer["kernel"][features]
-    generator[:features, features + 1] = layer["bias"]
+    generator[:features, features + 1] = layer["kernel"][features + 1]
     generator[features, features + 1] = 1
     whole = expm(generator * network.architecture.horizon)
     slope, shift = whole[:features, :features], whole[:features, features + 1]
