@@ -104,6 +104,12 @@ def check_cost(architecture: Architecture, config: TrainingConfig, cost: Cost) -
             f"distillation is {config.distillation}, but a {type(architecture).__name__} has no "
             "classes to learn from a teacher: set it to 0."
         )
+    if not cost.classifies and getattr(config.optimizer, "lower_bound", None) == 0:
+        raise ValueError(
+            f"lower_bound is 0, but the loss of a {type(architecture).__name__} may fall below, "
+            f"where {type(config.optimizer).__name__} would stand still: give a number that it "
+            "cannot reach."
+        )
 
 
 def _check_stage_cost(architecture: Architecture, config: TrainingConfig) -> None:

@@ -14,6 +14,7 @@ from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import load
+from ocresnet.training.adaptive_optimizers import PolyakSGD
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.control_optimizers import EKFAC, OCNOpt
 from ocresnet.training.fit import fit, for_dataset
@@ -117,6 +118,8 @@ def test_what_does_not_fit_is_refused(moons):
         (mlp, {"loss": "l2"}, moons, "moons has no labels, and a MLPConfig tells classes apart"),
         (flow, {"label_smoothing": 0.1}, moons, "a likelihood has no labels to smooth"),
         (flow, {"stage_cost": 0.1}, moons, "a FlowConfig cannot have any"),
+        (flow, {"optimizer": PolyakSGD()}, moons, "where PolyakSGD would stand still: give a"),
+        (flow, {"optimizer": OCNOpt(region="square")}, moons, "region 'square' needs a lower bou"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(architecture, replace(TRAINING, **change), data, progress=False)
