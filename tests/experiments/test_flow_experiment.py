@@ -34,7 +34,7 @@ def test_one_command_trains_measures_and_draws(tmp_path):
     code, output, errors = run(tmp_path)
     assert code == 0, errors
     lines = output.splitlines()
-    assert "| log-likelihood (nats) | flow | normal density |" in lines
+    assert "| log-likelihood (nats) | flow | own solver | normal density |" in lines
     measured = json.loads((tmp_path / "likelihood.json").read_text())
     shown = f"{measured['test']['flow']['mean']:.3f} ± "
     assert any(line.startswith(f"| test | {shown}") for line in lines)
@@ -43,7 +43,9 @@ def test_one_command_trains_measures_and_draws(tmp_path):
     with np.load(tmp_path / "samples.npz") as file:
         assert file["samples"].shape == (4000, 2)
     losses = [row["validation"]["losses"][-1] for row in rows_of(tmp_path)]
-    np.testing.assert_allclose(measured["validation"]["flow"]["mean"], -min(losses), rtol=1e-4)
+    np.testing.assert_allclose(
+        measured["validation"]["own solver"]["mean"], -min(losses), rtol=1e-4
+    )
 
     code, output, errors = call(evaluate.main, f"--workdir={tmp_path}")
     assert code == 0 and "accuracy" not in output and "test loss" in output, errors
