@@ -307,7 +307,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
-    FlowConfig: FlowConfig(solver="rk4", steps=4),
+    FlowConfig: FlowConfig(solver="rk4", steps=8),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
     name: _SMALL[family] if family in _SMALL else family()
