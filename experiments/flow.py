@@ -13,6 +13,7 @@ with two features figures/density.png, beside what every run leaves there.
 A `.npz` needs no labels, and may hold points as images of one pixel, [samples, 1, 1, features].
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def train_flow(flags: Flags) -> None:
             "steps, or lower rtol and atol, and train again."
         )
     draw_figures(workdir)
-    if chosen.architecture.image_shape == (1, 1, 2):
+    if math.prod(chosen.architecture.image_shape) == 2:
         draw_density(chosen, data, workdir)
 
 
