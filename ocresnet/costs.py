@@ -28,7 +28,7 @@ Array = jax.Array
 PyTree = Any
 
 Factor = Literal["gradient", "sampled", "exact"]
-Loss = Literal["cross_entropy", "l2"]
+Loss = Literal["cross_entropy", "l2", "negative_log_likelihood"]
 
 PerSampleLoss = Callable[[Array, PyTree], Array]
 """(logits [..., classes], targets, as a rule labels [...]) -> loss of each sample [...]."""
@@ -44,19 +44,22 @@ class Cost:
       exact: logits [..., classes] -> [columns, ..., classes], or None if it is not known.
       sampled: (key, logits [..., classes]) -> [..., classes], or None if it is not known.
       lower_bound: number of classes -> the least value there is; None: 0.
+      classifies: whether it is of logits of classes, so that there is an accuracy beside it.
     """
 
     value: PerSampleLoss
     exact: Callable[[Array], Array] | None = None
     sampled: Callable[[Array, Array], Array] | None = None
     lower_bound: Callable[[int], float] | None = None
+    classifies: bool = True
 
 
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
     """The cost called `loss`, of logits and integer labels.
 
     Args:
-      loss: "cross_entropy" (nats), or "l2": half the squared distance to the one-hot target.
+      loss: "cross_entropy" (nats); "l2": half the squared distance to the one-hot target; or
+        "negative_log_likelihood" (nats) of a flow's data, whose outputs are no logits.
       label_smoothing: share s of the target spread evenly over the classes,
         target = (1 - s) onehot + s / classes.
 
@@ -65,12 +68,19 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
       found again.
 
     Raises:
-      ValueError: for an unknown name or a label_smoothing outside [0, 1).
+      ValueError: for an unknown name, a label_smoothing outside [0, 1), or one without labels.
     """
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(get_args(Loss))}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
+    if loss == "negative_log_likelihood":
+        if label_smoothing > 0:
+            raise ValueError(
+                f"label_smoothing is {label_smoothing}, but a likelihood has no labels to smooth: "
+                "set it to 0."
+            )
+        return negative_log_likelihood
     return _make_cost(loss, label_smoothing)
 
 
@@ -93,6 +103,29 @@ def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
         return Cost(value, _squared_error_exact, _squared_error_sampled)
     bound = partial(_entropy_of_target, label_smoothing) if label_smoothing else None
     return Cost(value, _cross_entropy_exact, _cross_entropy_sampled, bound)
+
+
+def log_density(outputs: Array) -> Array:
+    """log p of the data of a flow (`systems/flow.py`), with a standard normal base.
+
+    Args:
+      outputs: z and l side by side, [..., features + 1].
+
+    Returns:
+      log N(z; 0, I) + l, [...], in nats.
+    """
+    z, growth = outputs[..., :-1], outputs[..., -1]
+    normal = -0.5 * jnp.sum(jnp.square(z), axis=-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return normal + growth
+
+
+def _density_exact(outputs: Array) -> Array:
+    """The Hessian of -log p at (z, l) is I for z and 0 for l."""
+    return _squared_error_exact(outputs)[:-1]
+
+
+def _density_sampled(key: Array, outputs: Array) -> Array:
+    return _squared_error_sampled(key, outputs).at[..., -1].set(0)
 
 
 def _entropy_of_target(label_smoothing: float, classes: int) -> float:
@@ -129,3 +162,12 @@ cross_entropy = make_cost("cross_entropy")
 
 squared_error = make_cost("l2")
 """Half the squared distance of z to the one-hot target; labels are integers."""
+
+negative_log_likelihood = Cost(
+    lambda outputs, labels: -log_density(outputs),
+    _density_exact,
+    _density_sampled,
+    lambda outputs: -math.inf,
+    classifies=False,
+)
+"""-log p of a flow's data, in nats; labels are not looked at."""

@@ -10,14 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ocresnet.data.points import TABLES
 from ocresnet.systems import counts, families
 from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
-from ocresnet.systems.neural_ode import NeuralODEConfig, foreign_fields
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.solver_settings import SolverSettings, foreign_fields
+from ocresnet.systems.system import Execution
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
@@ -303,6 +307,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
+    FlowConfig: FlowConfig(solver="rk4", steps=8),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
     name: _SMALL[family] if family in _SMALL else family()
@@ -324,6 +329,8 @@ def preset_for(dataset: str, family: str = "resnet") -> Preset:
         data set: other families than "resnet" have AdamW.
     """
     network = DEFAULT_NETWORKS[family]
+    if not network.classifies:
+        return Preset(dataset, network, _flow_training(dataset), "unknown")
     return Preset(
         dataset=dataset,
         network=network,
@@ -338,12 +345,29 @@ def preset_for(dataset: str, family: str = "resnet") -> Preset:
     )
 
 
+def _flow_training(dataset: str) -> TrainingConfig:
+    """Of a flow; a table of a few hundred samples is soon learned by heart."""
+    small = dataset in TABLES
+    return TrainingConfig(
+        epochs=150 if small else 40,
+        batch_size=64 if small else 256,
+        optimizer=AdamW(learning_rate=5e-3),
+        stage_cost=0.0,
+        loss="negative_log_likelihood",
+        validation=0.15 if small else 0.1,
+        execution=Execution(remat="none"),
+    )
+
+
 def of_family(preset: Preset, family: str) -> Preset:
-    """A preset with the default network of another family, and without stage cost where it has no
-    exits to pay it on."""
+    """A preset with the default network of another family, without stage cost where it has no
+    exits to pay it on, and with the likelihood as its loss where it tells no classes apart."""
     network = DEFAULT_NETWORKS[family]
     if network.outputs == 1:
         preset = replace(preset, training=replace(preset.training, stage_cost=0.0))
+    if not network.classifies:
+        likelihood = replace(preset.training, loss="negative_log_likelihood", label_smoothing=0.0)
+        preset = replace(preset, training=likelihood)
     return replace(preset, network=network)
 
 
@@ -355,7 +379,7 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
     Raises:
       ValueError: for an impossible network.
     """
-    if isinstance(network, NeuralODEConfig) and "solver" in given:
+    if isinstance(network, SolverSettings) and "solver" in given:
         given = {**dict.fromkeys(foreign_fields(given["solver"])), **given}
     if not isinstance(network, ResNetConfig):
         return replace(network, **given)

@@ -1,4 +1,4 @@
-"""A labelled image data set in memory, checked when it is made."""
+"""An image data set in memory, checked when it is made."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,8 @@ class Dataset:
       train_images, test_images: [samples, height, width, channels] or [samples, height, width];
         all uint8, or all floating point (kept as float32).
       train_labels, test_labels: [samples], integers, 0 ... classes - 1 (kept as int32).
-      classes: how many classes there are; 0 means as many as the training labels name.
+      classes: how many classes there are; 0 means as many as the training labels name. One class
+        is none to tell apart: data without labels, as `without_labels` makes it.
       validation_images, validation_labels: held out of the training set, or None.
       source: what `load_dataset` was called with, so that a run can load its data again.
       data_dir: the folder it was loaded from, likewise.
@@ -41,6 +42,23 @@ class Dataset:
     validation_labels: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
     data_dir: str | None = None
+
+    @classmethod
+    def without_labels(
+        cls,
+        name: str,
+        train_images: np.ndarray,
+        test_images: np.ndarray,
+        source: str | None = None,
+    ) -> "Dataset":
+        """Data of which a density is learned: all samples are of one class.
+
+        Args:
+          name, train_images, test_images, source: as above. Points of several features are images
+            of one pixel, [samples, 1, 1, features].
+        """
+        none = (np.zeros(len(images), np.int32) for images in (train_images, test_images))
+        return cls(name, train_images, next(none), test_images, next(none), 1, source=source)
 
     def __post_init__(self) -> None:
         if (self.validation_images is None) != (self.validation_labels is None):

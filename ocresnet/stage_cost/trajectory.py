@@ -34,6 +34,8 @@ Mode = Literal["inference", "training"]
 class Trajectory(NamedTuple):
     """Means over the samples, at every output (the last is the network's own).
 
+    Of a network that tells no classes apart, accuracies and probabilities have no length.
+
     Attributes:
       losses: L(yhat_k), [outputs].
       accuracies: share of samples classified correctly, in [0, 1], [outputs].
@@ -220,8 +222,9 @@ def trajectory_sums(
     logits = networks.apply(
         architecture, variables, images, own_output=own_output, train=train, execution=execution
     )[0]
-    correct = jnp.argmax(logits, axis=-1) == labels
     residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
-    chances = jnp.exp(-cross_entropy.value(logits, labels))
+    of_classes = logits if architecture.classifies else logits[:0]
+    correct = jnp.argmax(of_classes, axis=-1) == labels
+    chances = jnp.exp(-cross_entropy.value(of_classes, labels))
     values = Trajectory(loss(logits, labels), correct, chances, residuals)
     return jax.tree.map(lambda value: jnp.sum(jnp.where(mask, value, 0), axis=-1), values)

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,10 @@ OUTPUT_BLOCK = "output_block"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(ABC):
-    """A network that tells classes of images apart; a family adds what it is made of.
+    """A network for images, which as a rule tells classes apart; a family adds what it is made of.
 
     Attributes:
+      classifies: whether its outputs are logits of classes; a constant of the family.
       classes: logits.
       image_shape: (height, width, channels) of an input image.
       pixel_mean, pixel_deviation: what each channel of an input is normalised with, first of all.
@@ -50,6 +51,8 @@ class Architecture(ABC):
       ValueError: for an impossible value, saying what is allowed.
     """
 
+    classifies: ClassVar[bool] = True
+
     classes: int = 10
     image_shape: tuple[int, int, int] = (32, 32, 3)
     pixel_mean: tuple[float, ...] = (0.0,)
@@ -57,7 +60,7 @@ class Architecture(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", whole_numbers("image_shape", self.image_shape, 1))
-        require_whole("classes", self.classes, 2)
+        require_whole("classes", self.classes, 2 if self.classifies else 1)
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."

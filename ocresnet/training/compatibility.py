@@ -2,6 +2,7 @@
 
 import jax
 
+from ocresnet.costs import Cost
 from ocresnet.data.training_data import TrainingData
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
@@ -49,6 +50,11 @@ def check_fit(
             f"the network takes images of shape {architecture.image_shape}, but {data.name} has "
             f"{data.image_shape}."
         )
+    if architecture.classifies and data.classes == 1:
+        raise ValueError(
+            f"{data.name} has no labels, and a {type(architecture).__name__} tells classes apart: "
+            "give them, or train a FlowConfig."
+        )
     if architecture.classes < data.classes:
         raise ValueError(
             f"the network has {architecture.classes} classes, but {data.name} has {data.classes}."
@@ -79,6 +85,31 @@ def check_optimizer(architecture: Architecture, config: TrainingConfig, devices:
     problem = training_problem(architecture, config)
     samples = config.batch_size // devices
     config.optimizer.check(architecture, problem, variables, devices, samples)
+
+
+def check_cost(architecture: Architecture, config: TrainingConfig, cost: Cost) -> None:
+    """Refuse a cost of logits for outputs that are none, and the other way round.
+
+    Raises:
+      ValueError: naming the losses that fit.
+    """
+    if architecture.classifies != cost.classifies:
+        fitting = "cross_entropy or l2" if architecture.classifies else "negative_log_likelihood"
+        raise ValueError(
+            f"loss is {config.loss!r}, but a {type(architecture).__name__} is trained with "
+            f"{fitting}."
+        )
+    if config.distillation > 0 and not cost.classifies:
+        raise ValueError(
+            f"distillation is {config.distillation}, but a {type(architecture).__name__} has no "
+            "classes to learn from a teacher: set it to 0."
+        )
+    if not cost.classifies and getattr(config.optimizer, "lower_bound", None) == 0:
+        raise ValueError(
+            f"lower_bound is 0, but the loss of a {type(architecture).__name__} may fall below, "
+            f"where {type(config.optimizer).__name__} would stand still: give a number that it "
+            "cannot reach."
+        )
 
 
 def _check_stage_cost(architecture: Architecture, config: TrainingConfig) -> None:

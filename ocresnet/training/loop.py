@@ -236,7 +236,8 @@ class TrainingLoop:
                 done = self.epoch * self.steps_per_epoch + self.step_in_epoch
                 step = done - len(in_flight)
                 raise NonFiniteLossError(self._diverged(f"the loss is {objective} at step {step}"))
-            bar.step(self.epoch + 1, objective, float(info.accuracy))
+            accuracy = None if info.accuracy is None else float(info.accuracy)
+            bar.step(self.epoch + 1, objective, accuracy)
 
         # Several processes stop together, after the epoch: one that stopped alone would leave the
         # others waiting for its part of the gradient.
@@ -287,7 +288,10 @@ class TrainingLoop:
             "learning_rate": float(self.schedule(last_step)),
             "objective": means.objective,
             "gradient_norm": means.gradient_norm,
-            "train": {"losses": means.losses, "accuracies": means.accuracies},
+            "train": {
+                "losses": means.losses,
+                "accuracies": [] if means.accuracies is None else means.accuracies,
+            },
         }
         evaluated = self.evaluate(
             network, self.data.parts[1:], own_output=self.problem.system.outputs == 0
@@ -308,7 +312,7 @@ class TrainingLoop:
         if self.metrics_file is not None:
             self.metrics_file.append(row)
         validation = evaluated.get("validation")
-        self._save(score=None if validation is None else float(validation.accuracies[-1]))
+        self._save(score=None if validation is None else _score(validation))
         return row
 
     def _save(self, score: float | None) -> None:
@@ -348,6 +352,12 @@ class TrainingLoop:
         """Release the checkpoints."""
         if self.checkpoints is not None:
             self.checkpoints.close()
+
+
+def _score(measured: Trajectory) -> float:
+    """What the best checkpoint has most of: accuracy, or where there is none, the least loss."""
+    scores = measured.accuracies if len(measured.accuracies) else -np.asarray(measured.losses)
+    return float(scores[-1])
 
 
 @jax.jit

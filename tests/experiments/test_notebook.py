@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ROOT / "experiments" / "notebooks"
+FOLDER = ROOT / "experiments" / "notebooks"
+DEPTH, TIME, OWN = "depth_on_digits", "continuous_time", "own_model_without_learning_rate"
 
 RUN = """
 import json, sys
@@ -18,11 +19,12 @@ names = {"__name__": "__main__"}
 for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        names.update(json.loads(sys.argv[2]).get(cell["id"], {}))
 import matplotlib.pyplot as plt
-"""
-"""Every cell; what is appended prints what the test is about."""
 
-OF_DEPTH = """
+"""
+
+REPORT_ON_DEPTH = """
 accuracy = names["test_accuracy"]
 networks = ("network", "small", "surgical", "single")
 measured = {name: accuracy(names[name]) for name in networks}
@@ -34,27 +36,38 @@ print(json.dumps({"accuracy": measured, "kept": kept, "early": early,
                   "figures": len(plt.get_fignums())}))
 """
 
+REPORT_ON_TIME = """
+print(json.dumps({name: names[name] for name in ("of_flow", "of_normal", "mass", "horizon")} | {
+    "base": names["base"].std(axis=0).tolist(), "figures": len(plt.get_fignums()),
+    "accuracy": [names["test_accuracy"](names[name]) for name in ("short",)]
+    + [names["test_accuracy"](names["run"].network)]}))
+"""
 
-OF_LEARNING_RATES = """
+REPORT_ON_OWN = """
 print(json.dumps({name: run.accuracy for name, run in names["found"].items()}))
 """
 
 
-@pytest.fixture(params=sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def notebook(request) -> dict:
-    return json.loads(request.param.read_text(encoding="utf-8"))
+def read(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def cells(notebook) -> list[dict]:
-    return notebook["cells"]
+@pytest.fixture(scope="module", params=[DEPTH, TIME, OWN])
+def cells(request) -> list[dict]:
+    return read(request.param)["cells"]
 
 
-def run(name: str, what: str) -> dict:
-    """Every cell in a process of its own; what `what` prints last."""
+def run(name: str, report: str, quick: dict[str, dict]) -> dict:
+    """Every cell in a process of its own, and what the report says in the end.
+
+    Args:
+      name: of the notebook.
+      report: what follows its cells.
+      quick: {cell: names that are given these values after it}.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     result = subprocess.run(
-        [sys.executable, "-c", RUN + what, str(NOTEBOOKS / name)],
+        [sys.executable, "-c", RUN + report, str(FOLDER / f"{name}.ipynb"), json.dumps(quick)],
         cwd=ROOT,
         env={**environment, "MPLBACKEND": "agg"},
         capture_output=True,
@@ -65,7 +78,14 @@ def run(name: str, what: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_it_is_kept_without_outputs_and_with_names_for_its_cells(notebook, cells):
+def test_there_are_no_others():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == {DEPTH, TIME, OWN}
+
+
+@pytest.mark.parametrize("name", [DEPTH, TIME, OWN])
+def test_it_is_kept_without_outputs_and_with_names_for_its_cells(name):
+    notebook = read(name)
+    cells = notebook["cells"]
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in cells:
         if cell["cell_type"] == "code":
@@ -98,9 +118,9 @@ def test_on_colab_it_installs_what_a_tpu_needs_from_the_repository(cells, monkey
 
 
 @pytest.mark.slow
-def test_depth_on_digits_tells_its_story():
+def test_the_one_on_depth_runs_and_tells_its_story():
     """Training twice, cuts, fine-tuning, early exits."""
-    measured = run("depth_on_digits.ipynb", OF_DEPTH)
+    measured = run(DEPTH, REPORT_ON_DEPTH, {})
     accuracy, kept = measured["accuracy"], measured["kept"]
     assert accuracy["network"] > 94
     assert kept["with stage cost"] <= 8 < kept["without"]
@@ -114,9 +134,23 @@ def test_depth_on_digits_tells_its_story():
 
 
 @pytest.mark.slow
-def test_without_a_learning_rate_ocnopt_is_not_far_from_the_best_of_adam():
-    """Adam at three learning rates, and OCNOpt at its own and at a thousand times it."""
-    found = run("own_model_without_learning_rate.ipynb", OF_LEARNING_RATES)
+def test_the_one_on_continuous_time_runs_and_tells_its_story():
+    """A flow and a Neural ODE, both trained for a part of the notebook's epochs."""
+    measured = run(TIME, REPORT_ON_TIME, {"settings": {"FLOW_EPOCHS": 8, "ODE_EPOCHS": 20}})
+    assert measured["of_flow"] > measured["of_normal"] + 0.3
+    assert abs(measured["mass"] - 1) < 0.01
+    assert all(0.7 < deviation < 1.3 for deviation in measured["base"])
+    assert 0 < measured["horizon"] < 1
+    short, whole = measured["accuracy"]
+    assert whole > 80 and short > whole - 3
+    assert measured["figures"] == 1  # that of the flow is shown by its cell
+
+
+@pytest.mark.slow
+def test_the_one_without_a_learning_rate_is_not_far_from_the_best_of_adam():
+    """Adam at three learning rates, and OCNOpt at its own and at a thousand times it, for a part of
+    the notebook's epochs."""
+    found = run(OWN, REPORT_ON_OWN, {"data": {"EPOCHS": 8}})
     adam = [found[name] for name in found if name.startswith("Adam")]
     assert len(adam) == 3 and min(adam) < max(adam) - 2
     for name in ("OCNOpt", "OCNOpt, times 1000"):
