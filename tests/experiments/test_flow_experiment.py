@@ -8,6 +8,9 @@ import pytest
 from programs import call, finish, start
 
 from experiments import evaluate, flow, prune, train
+from ocresnet.data.dataset import Dataset
+from ocresnet.systems.flow import FlowConfig
+from tests.conftest import random_network
 from tests.training.test_fit import Killed, killed_after
 
 FLAGS = (
@@ -118,3 +121,14 @@ def test_a_real_sigkill_loses_nothing(tmp_path):
         code, _, errors = finish(process)
         assert code == 0, errors
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+
+
+def test_data_that_no_normal_density_fits_is_measured_without_one(capsys):
+    network = random_network(
+        FlowConfig(hidden=(2,), solver="euler", steps=2, image_shape=(1, 1, 2))
+    )
+    points = np.random.default_rng(0).normal(size=(9, 1, 1, 2)) * [1, 0]
+    measured = flow.likelihoods(network, Dataset.without_labels("flat", points[:6], points[6:]))
+    assert measured["test"].keys() == {"flow", "own solver"}
+    assert "feature 1 is the same in all training samples" in capsys.readouterr().out
+    assert flow.table(measured).splitlines()[0] == "| log-likelihood (nats) | flow | own solver |"
