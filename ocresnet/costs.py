@@ -95,6 +95,37 @@ def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
     return Cost(value, _cross_entropy_exact, _cross_entropy_sampled, bound)
 
 
+def are_right(logits: Array, targets: Array) -> Array:
+    """Whether the largest of the logits [..., classes] is that of the label, [...]; where the
+    targets are no labels, which are whole numbers, there is no right, and it is NaN."""
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return jnp.full(logits.shape[:-1], jnp.nan, jnp.float32)
+    return jnp.argmax(logits, axis=-1) == targets
+
+
+def probabilities_of_right(logits: Array, targets: Array) -> Array:
+    """The softmax probability of the label, [...]; NaN where the targets are no labels."""
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return are_right(logits, targets)
+    return jnp.exp(-cross_entropy.value(logits, targets))
+
+
+def squared_error_of_known(outputs: Array, targets: Array) -> Array:
+    """The mean squared error of a sample's values, over those that are known.
+
+    Args:
+      outputs: predictions, [..., values].
+      targets: [batch, ...], all values of a sample, NaN where one is unknown.
+
+    Returns:
+      [...]; 0 where none is known.
+    """
+    targets = targets.reshape(len(targets), -1)
+    known = jnp.isfinite(targets)
+    errors = jnp.where(known, outputs - jnp.where(known, targets, 0), 0)
+    return jnp.sum(jnp.square(errors), axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+
+
 def _entropy_of_target(label_smoothing: float, classes: int) -> float:
     """The cross-entropy of logits that reproduce a smoothed target."""
     rest = label_smoothing / classes

@@ -93,20 +93,23 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
 
 
 def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
-    """Loss and accuracy of the network's own output, and the learning rate, over epochs."""
-    figure, (loss, accuracy, rate) = panels(3)
+    """Loss and accuracy (where there is one) of the network's own output, and the learning rate,
+    over epochs."""
+    labelled = not np.isnan(metrics[0]["train"]["accuracies"][-1])
+    figure, (loss, *accuracy, rate) = panels(3 if labelled else 2)
     epochs = [row["epoch"] for row in metrics]
     for split in (split for split in SPLITS if split in metrics[0]):
         own = [(row[split]["losses"][-1], 100 * row[split]["accuracies"][-1]) for row in metrics]
-        for axis, values in zip((loss, accuracy), zip(*own, strict=True), strict=True):
+        for axis, values in zip((loss, *accuracy), zip(*own, strict=True), strict=False):
             _line(axis, epochs, values, label=split, **SPLITS[split])
     rates = [row["learning_rate"] for row in metrics]
     _line(rate, epochs, rates, color=PALETTE[-1], marker=".")
     _logarithmic((loss, rate))
     loss.set(title="Loss of the network's output", ylabel="loss")
-    accuracy.set(title="Accuracy of the network's output", ylabel="accuracy (%)")
+    for axis in accuracy:
+        axis.set(title="Accuracy of the network's output", ylabel="accuracy (%)")
     rate.set(title="Learning rate", ylabel="learning rate")
-    _whole_numbers((loss, accuracy, rate), "epoch")
+    _whole_numbers((loss, *accuracy, rate), "epoch")
     _legend(figure, loss)
     return figure
 

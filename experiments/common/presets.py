@@ -13,11 +13,13 @@ from typing import Any
 from ocresnet.systems import counts, families
 from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
-from ocresnet.systems.neural_ode import NeuralODEConfig, foreign_fields
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
+from ocresnet.systems.solver_fields import SolverFields, foreign_fields
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
@@ -303,6 +305,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
+    GRUODEConfig: GRUODEConfig(solver="rk4", steps=1),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
     name: _SMALL[family] if family in _SMALL else family()
@@ -355,7 +358,7 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
     Raises:
       ValueError: for an impossible network.
     """
-    if isinstance(network, NeuralODEConfig) and "solver" in given:
+    if isinstance(network, SolverFields) and "solver" in given:
         given = {**dict.fromkeys(foreign_fields(given["solver"])), **given}
     if not isinstance(network, ResNetConfig):
         return replace(network, **given)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
@@ -24,6 +25,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "inception": InceptionConfig,
     "transformer": TransformerConfig,
     "neural_ode": NeuralODEConfig,
+    "gru_ode": GRUODEConfig,
 }
 
 

@@ -25,12 +25,7 @@ import jax.numpy as jnp
 
 from ocresnet.systems import explicit_steps, layers
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.adaptive_solves import (
-    AdaptiveMethod,
-    AdaptiveSolver,
-    Adjoint,
-    require_diffrax,
-)
+from ocresnet.systems.adaptive_solves import Adjoint, require_diffrax
 from ocresnet.systems.architecture import (
     MOMENTUM,
     OUTPUT_BLOCK,
@@ -41,9 +36,10 @@ from ocresnet.systems.architecture import (
     require_whole,
     whole_numbers,
 )
-from ocresnet.systems.explicit_steps import FixedStepMethod, VectorField
+from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.layers import AxisName, Convolution, Params
 from ocresnet.systems.mlp import Activation
+from ocresnet.systems.solver_fields import Solver, SolverFields
 from ocresnet.systems.system import (
     Execution,
     Output,
@@ -60,18 +56,10 @@ Array = jax.Array
 ODE = "ode"
 """The segment of the differential equation; theta is its "residual"."""
 
-Solver = Literal["euler", "midpoint", "rk4", "dopri5", "tsit5"]
-
-FIXED_STEP_FIELDS = ("steps",)
-ADAPTIVE_FIELDS = ("rtol", "atol", "max_steps", "adjoint")
-
 
 @dataclass(frozen=True)
-class NeuralODEConfig(ResidualArchitecture):
+class NeuralODEConfig(SolverFields, ResidualArchitecture):
     """The architecture of a Neural ODE.
-
-    What a solver does not have is None. What it has and is None is that of `AdaptiveSolver`
-    (`adaptive_solves.py`): tolerances of 1e-3, at most 100 steps, the direct adjoint.
 
     Attributes:
       vector_field: whether the state is a vector and F has dense layers, or the state is an image
@@ -81,12 +69,7 @@ class NeuralODEConfig(ResidualArchitecture):
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
       horizon: T.
-      solver: euler, midpoint and rk4 take `steps` equal steps; dopri5 and tsit5 choose theirs.
-      steps: N, of euler, midpoint and rk4.
-      rtol, atol: tolerances of dopri5 and tsit5.
-      max_steps: limit on the steps of dopri5 and tsit5; beyond it there is no result.
-      adjoint: gradient of dopri5 and tsit5: direct, through the steps of the solve, or backsolve,
-        by a solve of the adjoint equation backward in time.
+      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverFields`.
       exits: "none", or "shared": read at every t_k < T through the network's own output block.
       classes, image_shape, pixel_mean, pixel_deviation: as in every architecture.
 
@@ -112,7 +95,6 @@ class NeuralODEConfig(ResidualArchitecture):
         super().__post_init__()
         require_one_of("vector_field", self.vector_field, ("dense", "convolutional"))
         require_one_of("activation", self.activation, get_args(Activation))
-        require_one_of("solver", self.solver, get_args(Solver))
         require_whole("width", self.width, 1)
         require_whole("hidden", self.hidden, 0)
         if self.exits == "separate":
@@ -129,33 +111,7 @@ class NeuralODEConfig(ResidualArchitecture):
         object.__setattr__(self, "horizon", horizon)
         if horizon <= 0:
             raise ValueError(f"horizon is {horizon}, but must be positive.")
-        self._check_solver()
-
-    def _check_solver(self) -> None:
-        """Refuse settings that the solver does not have, and impossible ones that it has."""
-        for name in foreign_fields(self.solver):
-            if getattr(self, name) is not None:
-                belongs = "euler, midpoint and rk4" if name == "steps" else "dopri5 and tsit5"
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but belongs to the solvers {belongs}: "
-                    f"leave it out with {self.solver}."
-                )
-        if self.adaptive is not None:  # it has checked itself
-            return
-        if self.steps is None:
-            raise ValueError(
-                f"solver is {self.solver!r}, which needs steps: how many equal steps it takes."
-            )
-        require_whole("steps", self.steps, 1)
-
-    @property
-    def adaptive(self) -> AdaptiveSolver | None:
-        """How an adaptive solve is made; None under a solver of equal steps."""
-        if self.solver == "dopri5" or self.solver == "tsit5":
-            given = {name: getattr(self, name) for name in ADAPTIVE_FIELDS}
-            given = {name: value for name, value in given.items() if value is not None}
-            return AdaptiveSolver(self.solver, **given)
-        return None
+        self.check_solver()
 
     @property
     def depth(self) -> int:
@@ -166,17 +122,6 @@ class NeuralODEConfig(ResidualArchitecture):
     def times(self) -> tuple[float, ...]:
         """t_k of every output, from 0 to the horizon: [depth + 1]."""
         return tuple(self.horizon * k / self.depth for k in range(self.depth + 1))
-
-    @property
-    def not_finite(self) -> str:
-        """See `Architecture.not_finite`."""
-        if self.adaptive is None:
-            return ""
-        return (
-            f"a solve of its ODE reached the limit of {self.adaptive.max_steps} steps (max_steps), "
-            "or what it was given was not finite: raise max_steps, loosen rtol and atol, or choose "
-            "a shorter horizon"
-        )
 
     def without(self, blocks: Collection[int]) -> Self:
         """The architecture with a shorter horizon, of as many steps less, each as long as before.
@@ -301,17 +246,6 @@ class NeuralODEConfig(ResidualArchitecture):
         """The kind that F has two of."""
         return Convolution() if self.strides else layers.dense
 
-    @property
-    def fixed(self) -> FixedStepMethod:
-        """The method of equal steps.
-
-        Raises:
-          ValueError: if the solver is adaptive.
-        """
-        if self.solver == "dopri5" or self.solver == "tsit5":
-            raise ValueError(f"{self.solver} is no solver of equal steps.")
-        return self.solver
-
     def init(self, key: Array) -> Variables:
         """He-normal convolutions, LeCun-normal dense layers, zero biases, float32; no statistics.
 
@@ -347,11 +281,6 @@ class NeuralODEConfig(ResidualArchitecture):
             return [("stem", (math.prod(self.image_shape), self.width))]
         channels = pairwise((self.image_shape[2], *[self.width] * len(self.strides)))
         return [(f"stem_{index}", widths) for index, widths in enumerate(channels)]
-
-
-def foreign_fields(solver: Solver) -> tuple[str, ...]:
-    """The fields of `NeuralODEConfig` that other solvers have and this one has not."""
-    return FIXED_STEP_FIELDS if solver in get_args(AdaptiveMethod) else ADAPTIVE_FIELDS
 
 
 @cache  # one function for equal configurations, so that programs are compiled once

@@ -250,7 +250,8 @@ class TrainingLoop:
                     look_at_oldest()
         while in_flight:
             look_at_oldest()
-        if not bool(_all_finite(self.state)):
+        # Of the totals, accuracies may be NaN; objectives have been looked at.
+        if not bool(_all_finite(self.state._replace(totals=None))):
             raise NonFiniteLossError(self._diverged("a parameter or statistic is not finite"))
 
     def _stops(self, stop: StopRequests) -> bool:
@@ -308,7 +309,7 @@ class TrainingLoop:
         if self.metrics_file is not None:
             self.metrics_file.append(row)
         validation = evaluated.get("validation")
-        self._save(score=None if validation is None else float(validation.accuracies[-1]))
+        self._save(score=None if validation is None else _score(validation))
         return row
 
     def _save(self, score: float | None) -> None:
@@ -348,6 +349,12 @@ class TrainingLoop:
         """Release the checkpoints."""
         if self.checkpoints is not None:
             self.checkpoints.close()
+
+
+def _score(measured: Trajectory) -> float:
+    """What the best checkpoint has most of: accuracy, or without labels the negative loss."""
+    accuracy, loss = float(measured.accuracies[-1]), float(measured.losses[-1])
+    return -loss if np.isnan(accuracy) else accuracy
 
 
 @jax.jit

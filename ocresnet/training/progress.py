@@ -1,5 +1,6 @@
 """What a run shows while it goes: a bar in a terminal, a line an epoch elsewhere."""
 
+import math
 import time
 from types import TracebackType
 
@@ -52,15 +53,16 @@ class TrainingProgress:
         self._bar.stop()
 
     def step(self, epoch: int, loss: float, accuracy: float) -> None:
-        """One more step is done, with this loss and accuracy; `epoch` counts from 1."""
+        """One more step is done, with this loss and accuracy (NaN: none); `epoch` counts from 1."""
         self._steps_done += 1
         seconds = time.perf_counter() - self._start
         speed = (self._steps_done - self._resumed_at) * self._batch_size / seconds
+        right = "" if math.isnan(accuracy) else f"accuracy {accuracy:.2%}  "
         self._bar.update(
             self._task,
             completed=self._steps_done,
             epoch=f"{epoch}/{self._epochs}",
-            doing=f"loss {loss:.4f}  accuracy {accuracy:.2%}  {speed:,.0f} images/s",
+            doing=f"loss {loss:.4f}  {right}{speed:,.0f} images/s",
         )
 
     def epoch(self, row: dict) -> None:
@@ -73,7 +75,9 @@ class TrainingProgress:
         parts = [f"epoch {row['epoch']}/{self._epochs}", f"objective {row['objective']:.4f}"]
         for split in ("train", "validation", "test"):
             if split in row:
-                parts.append(f"{split} {row[split]['accuracies'][-1]:.2%}")
+                accuracy, loss = row[split]["accuracies"][-1], row[split]["losses"][-1]
+                shown = f"loss {loss:.4f}" if math.isnan(accuracy) else f"{accuracy:.2%}"
+                parts.append(f"{split} {shown}")
         parts += [f"{row['images_per_second']:,.0f} images/s", f"{left:.0f} s left"]
         self._console.print("  ".join(parts), soft_wrap=True)
 

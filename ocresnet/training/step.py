@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from ocresnet.control.linearize import Keep, linearize
-from ocresnet.costs import Cost, make_cost
+from ocresnet.costs import Cost, are_right, make_cost
 from ocresnet.data.batches import Batch
 from ocresnet.problem import Problem, per_sample_costs, stage_costs
 from ocresnet.systems import network
@@ -35,7 +35,7 @@ class EpochTotals(NamedTuple):
     Attributes:
       objective: of equation (3), without weight decay, [].
       losses: training loss of each output, [outputs].
-      accuracies: training accuracy of each output, [outputs].
+      accuracies: training accuracy of each output, [outputs]; NaN where targets are no labels.
       gradient_norm: norm of the gradient before clipping, [].
     """
 
@@ -68,7 +68,7 @@ class StepInfo(NamedTuple):
 
     Attributes:
       objective: of equation (3), without weight decay.
-      accuracy: of the network's own output, in [0, 1].
+      accuracy: of the network's own output, in [0, 1]; NaN where targets are no labels.
     """
 
     objective: Array
@@ -205,7 +205,7 @@ def make_train_step(
             problem, params, batch_stats, images, targets, keep or Keep(), random_key(state.step)
         )
         losses = jnp.mean(per_sample_costs(problem, nominal.outputs, targets), axis=-1)
-        right = jnp.argmax(nominal.outputs, axis=-1) == batch.labels
+        right = are_right(nominal.outputs, batch.labels)
         value, losses, accuracies, gradient = mean_over_devices(
             (nominal.objective, losses, jnp.mean(right, axis=-1), nominal.gradient)
         )
