@@ -85,7 +85,11 @@ class Generator:
       ValueError: for an impossible value, saying what is allowed.
     """
 
-    kinds: tuple[Oscillator, ...] = (Oscillator(1.0, 0.1), Oscillator(1.5, 0.1))
+    kinds: tuple[Oscillator, ...] = (
+        Oscillator(1.0, 0.1),
+        Oscillator(1.3, 0.1),
+        Oscillator(1.7, 0.1),
+    )
     rows: int = 30
     horizon: float = 12.0
     missing: float = 0.4
