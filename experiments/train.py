@@ -15,14 +15,15 @@ recognised, elsewhere the flags say which processes there are.
 import sys
 from collections.abc import Mapping, Sequence
 
+from ocresnet.data.training_data import TrainingData
 from ocresnet.stage_cost.pruning import recommend_depth
 from ocresnet.stage_cost.trajectory import Trajectory
-from ocresnet.training.fit import fit, for_dataset
+from ocresnet.training.fit import Run, fit, for_dataset
 
 from .common import command_line, presets, speed
 from .common.display import draw_figures, print_depth_table
 from .common.flag_kinds import FlagValues, Section
-from .common.flags import TrainingRunFlags
+from .common.flags import TrainingRunFlags, WantedRun
 from .common.hosts import is_first
 
 
@@ -43,6 +44,21 @@ def train(flags: Flags) -> None:
         print(presets.describe(rate))
         print(f"(minutes: at {rate:.1e} multiply-adds a second, measured {speed.MEASUREMENT})")
         return
+    wanted, _, run = run_training(flags)
+    if is_first():
+        print_results(run.trajectories)
+        draw_figures(wanted.workdir)
+
+
+def run_training(flags: TrainingRunFlags) -> tuple[WantedRun, TrainingData, Run]:
+    """Run `fit` as the flags say.
+
+    Returns:
+      What was wanted, the data as it was split, and the finished run.
+
+    Raises:
+      KeyboardInterrupt: where a signal stopped the run.
+    """
     wanted = flags.wanted()
     flags.hosts.start()
     devices = flags.hosts.devices()
@@ -57,9 +73,8 @@ def train(flags: Flags) -> None:
     )
     if run.interrupted:
         raise KeyboardInterrupt
-    if is_first():
-        print_results(run.trajectories)
-        draw_figures(wanted.workdir)
+    split = data.split(wanted.training.validation, wanted.training.seed)
+    return wanted, split, run
 
 
 def print_results(trajectories: Mapping[str, Trajectory]) -> None:

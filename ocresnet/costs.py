@@ -28,7 +28,7 @@ Array = jax.Array
 PyTree = Any
 
 Factor = Literal["gradient", "sampled", "exact"]
-Loss = Literal["cross_entropy", "l2"]
+Loss = Literal["cross_entropy", "l2", "negative_log_likelihood", "mean_squared_error"]
 
 PerSampleLoss = Callable[[Array, PyTree], Array]
 """(logits [..., classes], targets, as a rule labels [...]) -> loss of each sample [...]."""
@@ -44,19 +44,23 @@ class Cost:
       exact: logits [..., classes] -> [columns, ..., classes], or None if it is not known.
       sampled: (key, logits [..., classes]) -> [..., classes], or None if it is not known.
       lower_bound: number of classes -> the least value there is; None: 0.
+      classifies: whether it is of logits of classes, so that there is an accuracy beside it.
     """
 
     value: PerSampleLoss
     exact: Callable[[Array], Array] | None = None
     sampled: Callable[[Array, Array], Array] | None = None
     lower_bound: Callable[[int], float] | None = None
+    classifies: bool = True
 
 
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
     """The cost called `loss`, of logits and integer labels.
 
     Args:
-      loss: "cross_entropy" (nats), or "l2": half the squared distance to the one-hot target.
+      loss: "cross_entropy" (nats); "l2": half the squared distance to the one-hot target; or
+        "negative_log_likelihood" (nats) of a flow's data, whose outputs are no logits; or
+        "mean_squared_error" of outputs that predict numbers.
       label_smoothing: share s of the target spread evenly over the classes,
         target = (1 - s) onehot + s / classes.
 
@@ -65,12 +69,20 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
       found again.
 
     Raises:
-      ValueError: for an unknown name or a label_smoothing outside [0, 1).
+      ValueError: for an unknown name, a label_smoothing outside [0, 1), or one without labels.
     """
     if loss not in get_args(Loss):
         raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(get_args(Loss))}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
+    if loss in ("negative_log_likelihood", "mean_squared_error"):
+        if label_smoothing > 0:
+            raise ValueError(
+                f"label_smoothing is {label_smoothing}, but {loss} has no labels to smooth: set it "
+                "to 0."
+            )
+        likelihood = loss == "negative_log_likelihood"
+        return negative_log_likelihood if likelihood else mean_squared_error
     return _make_cost(loss, label_smoothing)
 
 
@@ -95,31 +107,36 @@ def _make_cost(loss: Loss, label_smoothing: float) -> Cost:
     return Cost(value, _cross_entropy_exact, _cross_entropy_sampled, bound)
 
 
-def are_right(logits: Array, targets: Array) -> Array:
-    """Whether the largest of the logits [..., classes] is that of the label, [...]; where the
-    targets are no labels, which are whole numbers, there is no right, and it is NaN."""
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        return jnp.full(logits.shape[:-1], jnp.nan, jnp.float32)
-    return jnp.argmax(logits, axis=-1) == targets
-
-
-def probabilities_of_right(logits: Array, targets: Array) -> Array:
-    """The softmax probability of the label, [...]; NaN where the targets are no labels."""
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        return are_right(logits, targets)
-    return jnp.exp(-cross_entropy.value(logits, targets))
-
-
-def squared_error_of_known(outputs: Array, targets: Array) -> Array:
-    """The mean squared error of a sample's values, over those that are known.
+def log_density(outputs: Array) -> Array:
+    """log p of the data of a flow (`systems/flow.py`), with a standard normal base.
 
     Args:
-      outputs: predictions, [..., values].
-      targets: [batch, ...], all values of a sample, NaN where one is unknown.
+      outputs: z and l side by side, [..., features + 1].
 
     Returns:
-      [...]; 0 where none is known.
+      log N(z; 0, I) + l, [...], in nats.
     """
+    z, growth = outputs[..., :-1], outputs[..., -1]
+    normal = -0.5 * jnp.sum(jnp.square(z), axis=-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return normal + growth
+
+
+def _density_exact(outputs: Array) -> Array:
+    """The Hessian of -log p at (z, l) is I for z and 0 for l."""
+    return _squared_error_exact(outputs)[:-1]
+
+
+def _density_sampled(key: Array, outputs: Array) -> Array:
+    return _squared_error_sampled(key, outputs).at[..., -1].set(0)
+
+
+def _mean_squared_error(outputs: Array, targets: Array) -> Array:
+    """See `mean_squared_error`."""
+    if targets.size // len(targets) != outputs.shape[-1]:
+        raise ValueError(
+            f"the targets have shape {targets.shape}, but must be the {outputs.shape[-1]} numbers "
+            "that are predicted for each sample."
+        )
     targets = targets.reshape(len(targets), -1)
     known = jnp.isfinite(targets)
     errors = jnp.where(known, outputs - jnp.where(known, targets, 0), 0)
@@ -160,3 +177,16 @@ cross_entropy = make_cost("cross_entropy")
 
 squared_error = make_cost("l2")
 """Half the squared distance of z to the one-hot target; labels are integers."""
+
+negative_log_likelihood = Cost(
+    lambda outputs, labels: -log_density(outputs),
+    _density_exact,
+    _density_sampled,
+    lambda outputs: -math.inf,
+    classifies=False,
+)
+"""-log p of a flow's data, in nats; labels are not looked at."""
+
+mean_squared_error = Cost(_mean_squared_error, classifies=False)
+"""The mean of the squared errors of a sample's predictions [..., numbers], over those whose targets
+[batch, ...] are known: NaN is none; 0 where none is known."""

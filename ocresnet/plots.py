@@ -93,23 +93,27 @@ def save_figures(workdir: str | os.PathLike) -> list[Path]:
 
 
 def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
-    """Loss and accuracy (where there is one) of the network's own output, and the learning rate,
-    over epochs."""
-    labelled = not np.isnan(metrics[0]["train"]["accuracies"][-1])
-    figure, (loss, *accuracy, rate) = panels(3 if labelled else 2)
+    """Loss and accuracy (if there is any) of the network's own output, and the learning rate, over
+    epochs."""
+    classes = bool(metrics[0]["train"]["accuracies"])
+    figure, axes = panels(3 if classes else 2)
+    loss, rate = axes[0], axes[-1]
     epochs = [row["epoch"] for row in metrics]
     for split in (split for split in SPLITS if split in metrics[0]):
-        own = [(row[split]["losses"][-1], 100 * row[split]["accuracies"][-1]) for row in metrics]
-        for axis, values in zip((loss, *accuracy), zip(*own, strict=True), strict=False):
-            _line(axis, epochs, values, label=split, **SPLITS[split])
+        losses = [row[split]["losses"][-1] for row in metrics]
+        _line(loss, epochs, losses, label=split, **SPLITS[split])
+        if classes:
+            percent = [100 * row[split]["accuracies"][-1] for row in metrics]
+            _line(axes[1], epochs, percent, label=split, **SPLITS[split])
     rates = [row["learning_rate"] for row in metrics]
     _line(rate, epochs, rates, color=PALETTE[-1], marker=".")
-    _logarithmic((loss, rate))
+    # A likelihood's loss may be negative.
+    _logarithmic((loss, rate) if classes else (rate,))
     loss.set(title="Loss of the network's output", ylabel="loss")
-    for axis in accuracy:
-        axis.set(title="Accuracy of the network's output", ylabel="accuracy (%)")
+    if classes:
+        axes[1].set(title="Accuracy of the network's output", ylabel="accuracy (%)")
     rate.set(title="Learning rate", ylabel="learning rate")
-    _whole_numbers((loss, *accuracy, rate), "epoch")
+    _whole_numbers(axes, "epoch")
     _legend(figure, loss)
     return figure
 

@@ -18,20 +18,25 @@ def print_depth_table(
 ) -> None:
     """Accuracy and loss of every exit on every split; the recommended depth is marked.
 
-    Of a network without exits it is one line, and names no depth.
+    Of a network without exits it is one line, and names no depth; of one that tells no classes
+    apart it has no accuracies.
     """
     depth = len(next(iter(trajectories.values())).losses)
+    classes = all(len(measured.accuracies) for measured in trajectories.values())
     over_depth = " after each number of residual blocks" if depth > 1 else ""
-    table = Table(title=f"accuracy (%) and loss{over_depth}")
+    table = Table(title=f"{'accuracy (%) and ' if classes else ''}loss{over_depth}")
     if depth > 1:
         table.add_column("blocks", justify="right")
     for split in trajectories:
-        table.add_column(f"{split} accuracy", justify="right")
+        if classes:
+            table.add_column(f"{split} accuracy", justify="right")
         table.add_column(f"{split} loss", justify="right")
     for k in range(depth):
         cells = [f"{k} <- keep" if k == recommended else f"{k}"] if depth > 1 else []
         for measured in trajectories.values():
-            cells += [f"{100 * measured.accuracies[k]:.2f}", f"{measured.losses[k]:.4f}"]
+            if classes:
+                cells.append(f"{100 * measured.accuracies[k]:.2f}")
+            cells.append(f"{measured.losses[k]:.4f}")
         table.add_row(*cells, style="bold green" if k == recommended else None)
     console = Console()
     # Outside a terminal a table of this width would be cut at 80 columns.

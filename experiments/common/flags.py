@@ -4,6 +4,7 @@ A class defines its flags on the values of one binary and gives the fields that 
 not set is left to the preset.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -148,11 +149,13 @@ class DataFlags:
 class ArchitectureFlags:
     """The network."""
 
-    def __init__(self, values: FlagValues) -> None:
+    def __init__(self, values: FlagValues, families: Collection[str] = ()) -> None:
+        """Of these families; without any, of all."""
+        self._alone = next(iter(families)) if len(families) == 1 else None
         self._flags = KindFlags(
             Section(values, "Network"),
             "architecture",
-            DEFAULT_NETWORKS,
+            {name: DEFAULT_NETWORKS[name] for name in families or DEFAULT_NETWORKS},
             "Family of the network. Default: the preset's, or resnet. What follows describes one "
             "family or several; the defaults are those without a preset of that family. One number "
             "of blocks is split evenly over the levels of a resnet. Image shape and classes are "
@@ -162,8 +165,8 @@ class ArchitectureFlags:
 
     @property
     def family(self) -> str | None:
-        """The family, if it is given."""
-        return self._flags.kind
+        """The family, if it is given, or there is no other."""
+        return self._flags.kind or self._alone
 
     def build(self, start: Architecture) -> Architecture:
         """The architecture to start from, with what was given."""
@@ -305,10 +308,11 @@ class WantedRun:
 class TrainingRunFlags:
     """All flags of a training run."""
 
-    def __init__(self, values: FlagValues) -> None:
+    def __init__(self, values: FlagValues, families: Collection[str] = ()) -> None:
+        """Of networks of these families; without any, of all."""
         self._run = RunFlags(values)
         self.data = DataFlags(values)
-        self._architecture = ArchitectureFlags(values)
+        self._architecture = ArchitectureFlags(values, families)
         self._objective = ObjectiveFlags(values)
         self._training = TrainingFlags(values)
         self._optimizer = OptimizerFlags(values)

@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ocresnet.data.points import TABLES
 from ocresnet.systems import counts, families
 from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
-from ocresnet.systems.solver_fields import SolverFields, foreign_fields
+from ocresnet.systems.solver_settings import SolverChoice, foreign_fields
+from ocresnet.systems.system import Execution
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
@@ -305,6 +308,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
+    FlowConfig: FlowConfig(solver="rk4", steps=6),
     GRUODEConfig: GRUODEConfig(solver="rk4", steps=1),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
@@ -327,6 +331,8 @@ def preset_for(dataset: str, family: str = "resnet") -> Preset:
         data set: other families than "resnet" have AdamW.
     """
     network = DEFAULT_NETWORKS[family]
+    if not network.classifies:
+        return Preset(dataset, network, _flow_training(dataset), "unknown")
     return Preset(
         dataset=dataset,
         network=network,
@@ -341,12 +347,29 @@ def preset_for(dataset: str, family: str = "resnet") -> Preset:
     )
 
 
+def _flow_training(dataset: str) -> TrainingConfig:
+    """Of a flow; a table of a few hundred samples is soon learned by heart."""
+    small = dataset in TABLES
+    return TrainingConfig(
+        epochs=60,
+        batch_size=64 if small else 256,
+        optimizer=AdamW(learning_rate=2e-3 if small else 5e-3),
+        stage_cost=0.0,
+        loss="negative_log_likelihood",
+        validation=0.15 if small else 0.1,
+        execution=Execution(remat="none"),
+    )
+
+
 def of_family(preset: Preset, family: str) -> Preset:
-    """A preset with the default network of another family, and without stage cost where it has no
-    exits to pay it on."""
+    """A preset with the default network of another family, without stage cost where it has no
+    exits to pay it on, and with the likelihood as its loss where it tells no classes apart."""
     network = DEFAULT_NETWORKS[family]
     if network.outputs == 1:
         preset = replace(preset, training=replace(preset.training, stage_cost=0.0))
+    if not network.classifies:
+        likelihood = replace(preset.training, loss="negative_log_likelihood", label_smoothing=0.0)
+        preset = replace(preset, training=likelihood)
     return replace(preset, network=network)
 
 
@@ -358,7 +381,7 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
     Raises:
       ValueError: for an impossible network.
     """
-    if isinstance(network, SolverFields) and "solver" in given:
+    if isinstance(network, SolverChoice) and "solver" in given:
         given = {**dict.fromkeys(foreign_fields(given["solver"])), **given}
     if not isinstance(network, ResNetConfig):
         return replace(network, **given)

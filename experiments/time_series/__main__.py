@@ -5,8 +5,8 @@
 
 Predicts every measurement from those before it, or says which oscillator a series is of. The series
 are drawn from the seed; the closed form is that of Kalman filters. Prints the errors, and writes to
-the workdir what every run writes, time_series.md and .json, and a figure. The same command continues
-a run that was stopped, to the same numbers. With --output, the run becomes a row of
+the workdir what every run writes, time_series.md and .json, and a figure. The same command
+continues a run that was stopped, to the same numbers. With --output, the run becomes a row of
 <output>.jsonl, and the tables are over all its rows: of several seeds and of both tasks.
 """
 
@@ -16,7 +16,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ocresnet.costs import squared_error_of_known
 from ocresnet.data.oscillators import Drawn, Generator
 from ocresnet.data.time_series import TimeSeriesData
 from ocresnet.systems.architecture import Architecture
@@ -116,8 +115,10 @@ class Flags:
         if self._optimizer.name not in (None, "adamw"):
             start = with_optimizer(start, self._optimizer.name)
         training = self._training.build(start)
+        task = self._network.given("gru_ode").get("task", NETWORK.task)
         return replace(
             training,
+            loss="mean_squared_error" if task == "prediction" else "cross_entropy",
             optimizer=self._optimizer.build(training.optimizer),
             execution=self.execution.build(training.execution),
         )
@@ -143,7 +144,6 @@ def run(flags: Flags) -> None:
         data,
         workdir=flags.workdir,
         devices=flags.hosts.devices(),
-        loss=squared_error_of_known if predicts else None,
         **flags.execution.records(),
     )
     if result.interrupted:
@@ -181,7 +181,7 @@ def _settings(
 
 def _draw(network: Network, generator: Generator, test: Drawn, flags: Flags, seed: int) -> None:
     """Draw the run's own figure, beside the others."""
-    predicts = network.architecture.task == "prediction"
+    predicts = not network.architecture.classifies
     path = flags.workdir / "figures" / ("series.png" if predicts else "posterior.png")
     figure = (
         draw_series(network, generator, seed)

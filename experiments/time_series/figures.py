@@ -34,18 +34,16 @@ def densely(generator: Generator, samples: int, seed: int) -> Drawn:
 def draw_series(network: Network, generator: Generator, seed: int) -> "Figure":
     """Some series: what was measured, the truth, and the predictions of network and closed form."""
     drawn = densely(generator, 3, seed)
-    size = drawn.measurements.size // len(drawn.kinds)
-    longer = replace(network.architecture, image_shape=(ROWS, 2, 3), classes=size)
-    said = {
-        NETWORK: (predictions(network.replace(architecture=longer), drawn.series), plots.PALETTE[0]),
-        BEST: (generator.best(drawn.series).predictions, plots.PALETTE[1]),
-    }
+    longer = replace(network.architecture, image_shape=(ROWS, 2, 3))
+    of_network = predictions(Network(longer, *network.variables), drawn.series)
+    best = generator.best(drawn.series).predictions
+    said = ((NETWORK, of_network, "-"), (BEST, best, "--"))
     figure, axes = plots.panels(6, columns=3)
     for panel, axis in enumerate(axes):
         feature, sample = divmod(panel, 3)
         times, seen = drawn.series.times[sample], drawn.series.masks[sample, :, feature]
         axis.plot(times, drawn.states[sample, :, feature], color="0.6", linewidth=3, label="truth")
-        for (who, (values, color)), line in zip(said.items(), ("-", "--"), strict=True):
+        for (who, values, line), color in zip(said, plots.PALETTE, strict=False):
             axis.plot(times, values[sample, :, feature], line, color=color, label=who)
         axis.plot(
             times[seen], drawn.measurements[sample, seen, feature], "ko", ms=4, label="measured"

@@ -106,12 +106,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
             [who, *(_spread([measured[who][column] for measured in own]) for column in columns)]
             for who in own[0]
         ]
-        lines.append(
-            [
-                f"{NETWORK} less {BEST}",
-                *(_spread([one[NETWORK][name] - one[BEST][name] for one in own]) for name in columns),
-            ]
-        )
+        more = {name: [one[NETWORK][name] - one[BEST][name] for one in own] for name in columns}
+        lines.append([f"{NETWORK} less {BEST}", *map(_spread, more.values())])
         seeds = f"{len(own)} seed{'s' if len(own) > 1 else ''}"
         table = markdown_table(["", *(TITLES[column] for column in columns)], lines)
         parts.append(f"{task.capitalize()}: {title}, {seeds}.\n\n{table}")

@@ -1,4 +1,4 @@
-"""Where data comes from: bundled digits and wine, TFDS (without TensorFlow), or `.npz` files."""
+"""Where data comes from: bundled sets and toys, TFDS (without TensorFlow), or `.npz` files."""
 
 import importlib
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ocresnet.data.dataset import Dataset
+from ocresnet.data.points import TABLES, TOYS, table, toy
 from ocresnet.data.streaming import StreamingDataset, stream
 from ocresnet.data.training_data import TrainingData
 
@@ -18,14 +19,14 @@ TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 STREAMED = {"imagenet2012": 224}
 """TFDS data sets too large for memory, and height and width of the images cut out of theirs."""
 
-NAMES = ("digits", "wine", *TFDS_NAMES, *STREAMED)
+NAMES = ("digits", "wine", *TOYS, *TABLES, *TFDS_NAMES, *STREAMED)
 
 DIGITS_TEST_SAMPLES = 360
 WINE_TEST_SHARE = 5
 """One sample in so many is for tests."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-"""What a `.npz` file must hold."""
+"""What a `.npz` file must hold; the labels may be missing, both of them."""
 
 
 def open_dataset(
@@ -50,7 +51,9 @@ def load_dataset(
     Args:
       name: "digits" (bundled with scikit-learn; the last 360 samples in file order, by other
         writers, are the test set); "wine" (bundled likewise: 13 measurements, standardised and
-        quantised to bytes, as images of height 1; a random fifth is the test set); one of TFDS's
+        quantised to bytes, as images of height 1; a random fifth is the test set); a toy of points
+        or a table of features, as images of one pixel (`data/points.py`): "moons", "checkerboard",
+        "rings", "eight_gaussians", "pinwheel", "breast_cancer", "diabetes"; one of TFDS's
         "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", prepared as array_record;
         or the path of a `.npz` file with train_images, train_labels, test_images and test_labels.
         With "[:n]" behind it, as in "mnist[:10000]", only the first n training samples are kept.
@@ -73,6 +76,10 @@ def load_dataset(
         return _digits()
     if name == "wine":
         return _wine()
+    if name in TOYS:
+        return toy(name)
+    if name in TABLES:
+        return table(name, _import("sklearn.datasets", "scikit-learn", "demo"))
     if str(name).endswith(".npz"):
         return _npz(Path(name))
     if name in TFDS_NAMES:
@@ -112,13 +119,15 @@ def _npz(path: Path) -> Dataset:
         raise FileNotFoundError(f"there is no data file {path}.")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [name for name in ARRAYS if name not in file]
-            arrays = {} if missing else {name: file[name] for name in ARRAYS}
+            arrays = {name: file[name] for name in ARRAYS if name in file}
     except Exception as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    labelled = any(name.endswith("labels") for name in arrays)
+    wanted = ARRAYS if labelled else tuple(name for name in ARRAYS if name.endswith("images"))
+    missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(ARRAYS)}.")
-    return Dataset(path.stem, **arrays, source=str(path))
+    return Dataset(path.stem, **dict.fromkeys(ARRAYS) | arrays, source=str(path))
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None, download: bool) -> Any:

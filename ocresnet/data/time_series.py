@@ -7,7 +7,7 @@ reads it (`systems/gru_ode.py`).
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,8 @@ def packed(series: Series) -> np.ndarray:
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def _refuse_first(wrong: np.ndarray, rule: str) -> None:
+def _refuse_first(wrong: Any, rule: str) -> None:
+    """Refuse the first of the series [samples] that is wrong."""
     if wrong.any():
         raise ValueError(f"series {int(np.argmax(wrong))} is wrong: {rule}.")
 
@@ -165,9 +166,9 @@ class TimeSeriesData:
 
     @property
     def classes(self) -> int:
-        """How many classes there are, or how many numbers a prediction has."""
+        """How many classes there are; 1 where there are none."""
         train = self._targets["train"]
-        return max(int(train.max()) + 1, 2) if train.ndim == 1 else int(np.prod(train.shape[1:]))
+        return max(int(train.max()) + 1, 2) if train.ndim == 1 else 1
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet.costs import PerSampleLoss, are_right, cross_entropy, probabilities_of_right
+from ocresnet.costs import PerSampleLoss, cross_entropy
 from ocresnet.stage_cost.checks import (
     check_batch_size,
     check_finite,
@@ -32,8 +32,9 @@ Mode = Literal["inference", "training"]
 
 
 class Trajectory(NamedTuple):
-    """Means over the samples, at every output (the last is the network's own). Accuracies and
-    probabilities are NaN where the targets are no labels.
+    """Means over the samples, at every output (the last is the network's own).
+
+    Of a network that tells no classes apart, accuracies and probabilities have no length.
 
     Attributes:
       losses: L(yhat_k), [outputs].
@@ -221,8 +222,10 @@ def trajectory_sums(
     logits = networks.apply(
         architecture, variables, images, own_output=own_output, train=train, execution=execution
     )[0]
-    correct = are_right(logits, labels)
     residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
-    chances = probabilities_of_right(logits, labels)
+    correct = chances = jnp.zeros((0, len(mask)))
+    if architecture.classifies:
+        correct = jnp.argmax(logits, axis=-1) == labels
+        chances = jnp.exp(-cross_entropy.value(logits, labels))
     values = Trajectory(loss(logits, labels), correct, chances, residuals)
     return jax.tree.map(lambda value: jnp.sum(jnp.where(mask, value, 0), axis=-1), values)

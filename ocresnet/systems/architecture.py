@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.costs import Loss
 from ocresnet.systems.layers import AxisName
 from ocresnet.systems.system import Execution, PyTree, System, Variables
 
@@ -39,7 +40,7 @@ OUTPUT_BLOCK = "output_block"
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(ABC):
-    """A network that tells classes of images apart; a family adds what it is made of.
+    """A network for images, which as a rule tells classes apart; a family adds what it is made of.
 
     Attributes:
       classes: logits.
@@ -57,7 +58,7 @@ class Architecture(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_shape", whole_numbers("image_shape", self.image_shape, 1))
-        require_whole("classes", self.classes, 2)
+        require_whole("classes", self.classes, 2 if self.classifies else 1)
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape is {self.image_shape}, but must be (height, width, channels)."
@@ -97,6 +98,16 @@ class Architecture(ABC):
     def outputs(self) -> int:
         """How many outputs a forward pass gives: the intermediate ones and the last."""
         return 1
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its outputs are logits of classes."""
+        return True
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses that it can be trained with."""
+        return ("cross_entropy", "l2")
 
     @property
     def not_finite(self) -> str:

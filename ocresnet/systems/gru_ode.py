@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ocresnet.costs import Loss
 from ocresnet.systems import explicit_steps, layers
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.adaptive_solves import Adjoint, require_diffrax
+from ocresnet.systems.adaptive_solves import require_diffrax
 from ocresnet.systems.architecture import (
     MOMENTUM,
     Architecture,
@@ -41,7 +42,7 @@ from ocresnet.systems.architecture import (
 )
 from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.layers import AxisName, Params
-from ocresnet.systems.solver_fields import Solver, SolverFields
+from ocresnet.systems.solver_settings import SolverChoice
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, State, System, Variables
 
 Array = jax.Array
@@ -56,7 +57,7 @@ Task = Literal["classification", "prediction"]
 
 
 @dataclass(frozen=True)
-class GRUODEConfig(SolverFields, Architecture):
+class GRUODEConfig(SolverChoice, Architecture):
     """The architecture of a GRU-ODE.
 
     Attributes:
@@ -64,9 +65,9 @@ class GRUODEConfig(SolverFields, Architecture):
       width: features of the hidden state.
       hidden: features inside F; 0 means as many as `width`.
       field_layers: dense layers of F.
-      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverFields`, for every solve from a
+      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverChoice`, for every solve from a
         row to the next.
-      classes: of a prediction, rows times features.
+      classes: of a classification.
       image_shape: (rows, features, 3).
       pixel_mean, pixel_deviation: what values are normalised with, as (0, mean, 0) and
         (1, deviation, 1).
@@ -79,12 +80,6 @@ class GRUODEConfig(SolverFields, Architecture):
     width: int = 32
     hidden: int = 0
     field_layers: int = 4
-    solver: Solver = "dopri5"
-    steps: int | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int | None = None
-    adjoint: Adjoint | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,6 +100,16 @@ class GRUODEConfig(SolverFields, Architecture):
                     f"second channel: its first and last number must be {kept:g}."
                 )
 
+    @property
+    def classifies(self) -> bool:
+        """See `Architecture.classifies`."""
+        return self.task == "classification"
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """See `Architecture.losses`."""
+        return super().losses if self.classifies else ("mean_squared_error",)
+
     def system(
         self,
         *,
@@ -115,15 +120,9 @@ class GRUODEConfig(SolverFields, Architecture):
         """A transition for every row, all tied, and the head.
 
         Raises:
-          ValueError: for predictions of another number than `classes`.
           ImportError: for an adaptive solver without diffrax.
         """
-        rows, features, _ = self.image_shape
-        if self.task == "prediction" and self.classes != rows * features:
-            raise ValueError(
-                f"classes is {self.classes}, but the predictions of {rows} rows of {features} "
-                f"features are {rows * features} numbers: let for_dataset fit it to the data."
-            )
+        rows = self.image_shape[0]
         if self.adaptive is not None:
             require_diffrax()
             execution = replace(execution, remat="none")

@@ -25,13 +25,12 @@ import jax.numpy as jnp
 
 from ocresnet.systems import explicit_steps, layers
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.adaptive_solves import Adjoint, require_diffrax
+from ocresnet.systems.adaptive_solves import require_diffrax
 from ocresnet.systems.architecture import (
     MOMENTUM,
     OUTPUT_BLOCK,
     ResidualArchitecture,
     check_blocks,
-    finite_numbers,
     require_one_of,
     require_whole,
     whole_numbers,
@@ -39,7 +38,7 @@ from ocresnet.systems.architecture import (
 from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.layers import AxisName, Convolution, Params
 from ocresnet.systems.mlp import Activation
-from ocresnet.systems.solver_fields import Solver, SolverFields
+from ocresnet.systems.solver_settings import SolverSettings
 from ocresnet.systems.system import (
     Execution,
     Output,
@@ -58,7 +57,7 @@ ODE = "ode"
 
 
 @dataclass(frozen=True)
-class NeuralODEConfig(SolverFields, ResidualArchitecture):
+class NeuralODEConfig(SolverSettings, ResidualArchitecture):
     """The architecture of a Neural ODE.
 
     Attributes:
@@ -68,9 +67,8 @@ class NeuralODEConfig(SolverFields, ResidualArchitecture):
       hidden: features, or channels, inside F; 0 means as many as `width`.
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
-      horizon: T.
-      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverFields`.
       exits: "none", or "shared": read at every t_k < T through the network's own output block.
+      horizon, solver, steps, rtol, atol, max_steps, adjoint: as of `SolverSettings`.
       classes, image_shape, pixel_mean, pixel_deviation: as in every architecture.
 
     Raises:
@@ -82,13 +80,6 @@ class NeuralODEConfig(SolverFields, ResidualArchitecture):
     hidden: int = 0
     strides: tuple[int, ...] = ()
     activation: Activation = "tanh"
-    horizon: float = 1.0
-    solver: Solver = "dopri5"
-    steps: int | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int | None = None
-    adjoint: Adjoint | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", whole_numbers("strides", self.strides, 1))
@@ -107,21 +98,12 @@ class NeuralODEConfig(SolverFields, ResidualArchitecture):
                 f"strides is {self.strides}, but must be one for each convolution of the stem, as "
                 "(1, 2, 2), with a convolutional vector_field, and empty with a dense one."
             )
-        [horizon] = finite_numbers("horizon", (self.horizon,))
-        object.__setattr__(self, "horizon", horizon)
-        if horizon <= 0:
-            raise ValueError(f"horizon is {horizon}, but must be positive.")
         self.check_solver()
 
     @property
     def depth(self) -> int:
         """N, the number of residual blocks: of steps, or one where the solver is adaptive."""
         return self.steps or 1
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """t_k of every output, from 0 to the horizon: [depth + 1]."""
-        return tuple(self.horizon * k / self.depth for k in range(self.depth + 1))
 
     def without(self, blocks: Collection[int]) -> Self:
         """The architecture with a shorter horizon, of as many steps less, each as long as before.

@@ -2,6 +2,7 @@
 
 import jax
 
+from ocresnet.costs import PerSampleLoss
 from ocresnet.data.training_data import TrainingData
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
@@ -49,6 +50,11 @@ def check_fit(
             f"the network takes images of shape {architecture.image_shape}, but {data.name} has "
             f"{data.image_shape}."
         )
+    if architecture.classifies and data.classes == 1:
+        raise ValueError(
+            f"{data.name} has no labels, and a {type(architecture).__name__} tells classes apart: "
+            "give them, or train a FlowConfig."
+        )
     if architecture.classes < data.classes:
         raise ValueError(
             f"the network has {architecture.classes} classes, but {data.name} has {data.classes}."
@@ -79,6 +85,31 @@ def check_optimizer(architecture: Architecture, config: TrainingConfig, devices:
     problem = training_problem(architecture, config)
     samples = config.batch_size // devices
     config.optimizer.check(architecture, problem, variables, devices, samples)
+
+
+def check_loss(
+    architecture: Architecture, config: TrainingConfig, loss: PerSampleLoss | None
+) -> None:
+    """Refuse a loss of other outputs than the network has, and a teacher of classes where it has
+    none.
+
+    Args:
+      architecture, config: of the run.
+      loss: is used instead of that of `config`, unless it is None.
+
+    Raises:
+      ValueError: naming the losses that fit.
+    """
+    if loss is None and config.loss not in architecture.losses:
+        raise ValueError(
+            f"loss is {config.loss!r}, but a {type(architecture).__name__} is trained with "
+            f"{' or '.join(architecture.losses)}."
+        )
+    if config.distillation > 0 and not architecture.classifies:
+        raise ValueError(
+            f"distillation is {config.distillation}, but a {type(architecture).__name__} has no "
+            "classes to learn from a teacher: set it to 0."
+        )
 
 
 def _check_stage_cost(architecture: Architecture, config: TrainingConfig) -> None:

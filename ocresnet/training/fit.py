@@ -25,6 +25,7 @@ from ocresnet.training.compatibility import (
     check_fit,
     check_initial,
     check_kinds,
+    check_loss,
     check_optimizer,
 )
 from ocresnet.training.config import TrainingConfig
@@ -129,7 +130,11 @@ def fit(
         mean, deviation = data.pixel_statistics
         architecture = replace(architecture, pixel_mean=mean, pixel_deviation=deviation)
     total_devices = len(local_devices) * jax.process_count()
+    cost = make_cost(config.loss, config.label_smoothing)
+    if loss is not None:
+        cost = Cost(loss, classifies=architecture.classifies)
     check_fit(architecture, config, data, total_devices)
+    check_loss(architecture, config, loss)
     if optimizer is None:
         check_optimizer(architecture, config, total_devices)
     check_teacher(architecture, config, teacher)
@@ -151,7 +156,7 @@ def fit(
             architecture,
             config,
             data,
-            make_cost(config.loss, config.label_smoothing) if loss is None else Cost(loss),
+            cost,
             local_devices,
             optimizer=optimizer,
             description=description,

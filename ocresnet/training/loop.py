@@ -236,7 +236,8 @@ class TrainingLoop:
                 done = self.epoch * self.steps_per_epoch + self.step_in_epoch
                 step = done - len(in_flight)
                 raise NonFiniteLossError(self._diverged(f"the loss is {objective} at step {step}"))
-            bar.step(self.epoch + 1, objective, float(info.accuracy))
+            accuracy = None if info.accuracy is None else float(info.accuracy)
+            bar.step(self.epoch + 1, objective, accuracy)
 
         # Several processes stop together, after the epoch: one that stopped alone would leave the
         # others waiting for its part of the gradient.
@@ -250,8 +251,7 @@ class TrainingLoop:
                     look_at_oldest()
         while in_flight:
             look_at_oldest()
-        # Of the totals, accuracies may be NaN; objectives have been looked at.
-        if not bool(_all_finite(self.state._replace(totals=None))):
+        if not bool(_all_finite(self.state)):
             raise NonFiniteLossError(self._diverged("a parameter or statistic is not finite"))
 
     def _stops(self, stop: StopRequests) -> bool:
@@ -288,7 +288,10 @@ class TrainingLoop:
             "learning_rate": float(self.schedule(last_step)),
             "objective": means.objective,
             "gradient_norm": means.gradient_norm,
-            "train": {"losses": means.losses, "accuracies": means.accuracies},
+            "train": {
+                "losses": means.losses,
+                "accuracies": [] if means.accuracies is None else means.accuracies,
+            },
         }
         evaluated = self.evaluate(
             network, self.data.parts[1:], own_output=self.problem.system.outputs == 0
@@ -352,9 +355,9 @@ class TrainingLoop:
 
 
 def _score(measured: Trajectory) -> float:
-    """What the best checkpoint has most of: accuracy, or without labels the negative loss."""
-    accuracy, loss = float(measured.accuracies[-1]), float(measured.losses[-1])
-    return -loss if np.isnan(accuracy) else accuracy
+    """What the best checkpoint has most of: accuracy, or where there is none, the least loss."""
+    scores = measured.accuracies if len(measured.accuracies) else -np.asarray(measured.losses)
+    return float(scores[-1])
 
 
 @jax.jit

@@ -1,6 +1,5 @@
 """What a run shows while it goes: a bar in a terminal, a line an epoch elsewhere."""
 
-import math
 import time
 from types import TracebackType
 
@@ -52,12 +51,12 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def step(self, epoch: int, loss: float, accuracy: float) -> None:
-        """One more step is done, with this loss and accuracy (NaN: none); `epoch` counts from 1."""
+    def step(self, epoch: int, loss: float, accuracy: float | None) -> None:
+        """One more step is done, with this loss and accuracy, if any; `epoch` counts from 1."""
         self._steps_done += 1
         seconds = time.perf_counter() - self._start
         speed = (self._steps_done - self._resumed_at) * self._batch_size / seconds
-        right = "" if math.isnan(accuracy) else f"accuracy {accuracy:.2%}  "
+        right = "" if accuracy is None else f"accuracy {accuracy:.2%}  "
         self._bar.update(
             self._task,
             completed=self._steps_done,
@@ -75,8 +74,8 @@ class TrainingProgress:
         parts = [f"epoch {row['epoch']}/{self._epochs}", f"objective {row['objective']:.4f}"]
         for split in ("train", "validation", "test"):
             if split in row:
-                accuracy, loss = row[split]["accuracies"][-1], row[split]["losses"][-1]
-                shown = f"loss {loss:.4f}" if math.isnan(accuracy) else f"{accuracy:.2%}"
+                accuracies, losses = row[split]["accuracies"], row[split]["losses"]
+                shown = f"{accuracies[-1]:.2%}" if accuracies else f"{losses[-1]:.4f}"
                 parts.append(f"{split} {shown}")
         parts += [f"{row['images_per_second']:,.0f} images/s", f"{left:.0f} s left"]
         self._console.print("  ".join(parts), soft_wrap=True)

@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from ocresnet.control.linearize import Keep, linearize
-from ocresnet.costs import Cost, are_right, make_cost
+from ocresnet.costs import Cost, make_cost
 from ocresnet.data.batches import Batch
 from ocresnet.problem import Problem, per_sample_costs, stage_costs
 from ocresnet.systems import network
@@ -35,13 +35,14 @@ class EpochTotals(NamedTuple):
     Attributes:
       objective: of equation (3), without weight decay, [].
       losses: training loss of each output, [outputs].
-      accuracies: training accuracy of each output, [outputs]; NaN where targets are no labels.
+      accuracies: training accuracy of each output, [outputs]; None where the cost is not of
+        classes.
       gradient_norm: norm of the gradient before clipping, [].
     """
 
     objective: Array
     losses: Array
-    accuracies: Array
+    accuracies: Array | None
     gradient_norm: Array
 
 
@@ -68,11 +69,11 @@ class StepInfo(NamedTuple):
 
     Attributes:
       objective: of equation (3), without weight decay.
-      accuracy: of the network's own output, in [0, 1]; NaN where targets are no labels.
+      accuracy: of the network's own output, in [0, 1]; None where the cost is not of classes.
     """
 
     objective: Array
-    accuracy: Array
+    accuracy: Array | None
 
 
 class TrainStep(Protocol):
@@ -147,7 +148,8 @@ def zero_totals(problem: Problem) -> EpochTotals:
     """The totals at the start of an epoch."""
     outputs = problem.system.outputs + 1
     zero = jnp.zeros(())
-    return EpochTotals(zero, jnp.zeros(outputs), jnp.zeros(outputs), jnp.copy(zero))
+    accuracies = jnp.zeros(outputs) if problem.cost.classifies else None
+    return EpochTotals(zero, jnp.zeros(outputs), accuracies, jnp.copy(zero))
 
 
 def make_train_step(
@@ -205,9 +207,11 @@ def make_train_step(
             problem, params, batch_stats, images, targets, keep or Keep(), random_key(state.step)
         )
         losses = jnp.mean(per_sample_costs(problem, nominal.outputs, targets), axis=-1)
-        right = are_right(nominal.outputs, batch.labels)
+        right = None
+        if problem.cost.classifies:
+            right = jnp.mean(jnp.argmax(nominal.outputs, axis=-1) == batch.labels, axis=-1)
         value, losses, accuracies, gradient = mean_over_devices(
-            (nominal.objective, losses, jnp.mean(right, axis=-1), nominal.gradient)
+            (nominal.objective, losses, right, nominal.gradient)
         )
         offered = {}
         if keep is not None:
@@ -233,7 +237,7 @@ def make_train_step(
         metrics = EpochTotals(value, losses, accuracies, optax.tree.norm(gradient))
         totals = jax.tree.map(jnp.add, state.totals, metrics)
         state = TrainState(state.step + 1, variables, opt_state, average, totals)
-        return state, StepInfo(value, accuracies[-1])
+        return state, StepInfo(value, None if accuracies is None else accuracies[-1])
 
     return train_step
 

@@ -23,8 +23,9 @@ from ocresnet.stage_cost.trajectory import (
 )
 from ocresnet.systems.blocks import blocks, with_blocks
 from ocresnet.systems.mlp import MLPConfig
-from ocresnet.systems.neural_ode import ADAPTIVE_FIELDS, NeuralODEConfig
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.rollout import rollout
+from ocresnet.systems.solver_settings import ADAPTIVE_FIELDS
 from ocresnet.systems.system import Execution
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import evaluate

@@ -1,9 +1,10 @@
-"""The choice of an ODE's solver among an architecture's fields."""
+"""What every architecture that solves a differential equation says of its solver."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ocresnet.systems.adaptive_solves import AdaptiveMethod, AdaptiveSolver, Adjoint
-from ocresnet.systems.architecture import require_one_of, require_whole
+from ocresnet.systems.architecture import finite_numbers, require_one_of, require_whole
 from ocresnet.systems.explicit_steps import FixedStepMethod
 
 Solver = Literal["euler", "midpoint", "rk4", "dopri5", "tsit5"]
@@ -12,8 +13,9 @@ FIXED_STEP_FIELDS = ("steps",)
 ADAPTIVE_FIELDS = ("rtol", "atol", "max_steps", "adjoint")
 
 
-class SolverFields:
-    """What architectures with an ODE have in common: the fields of its solver.
+@dataclass(frozen=True, kw_only=True)
+class SolverChoice:
+    """The solver, as fields of an architecture.
 
     What a solver does not have is None. What it has and is None is that of `AdaptiveSolver`
     (`adaptive_solves.py`): tolerances of 1e-3, at most 100 steps, the direct adjoint.
@@ -27,15 +29,19 @@ class SolverFields:
         by a solve of the adjoint equation backward in time.
     """
 
-    solver: Solver
-    steps: int | None
-    rtol: float | None
-    atol: float | None
-    max_steps: int | None
-    adjoint: Adjoint | None
+    solver: Solver = "dopri5"
+    steps: int | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int | None = None
+    adjoint: Adjoint | None = None
 
     def check_solver(self) -> None:
-        """Refuse settings that the solver does not have, and impossible ones that it has."""
+        """Refuse impossible values, and settings that the solver does not have.
+
+        Raises:
+          ValueError: saying what is allowed.
+        """
         require_one_of("solver", self.solver, get_args(Solver))
         for name in foreign_fields(self.solver):
             if getattr(self, name) is not None:
@@ -84,6 +90,37 @@ class SolverFields:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings(SolverChoice):
+    """The horizon and the solver, as fields of an architecture.
+
+    Attributes:
+      horizon: T.
+      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverChoice`.
+    """
+
+    horizon: float = 1.0
+
+    def check_solver(self) -> None:
+        """Refuse impossible values, and settings that the solver does not have.
+
+        Raises:
+          ValueError: saying what is allowed.
+        """
+        [horizon] = finite_numbers("horizon", (self.horizon,))
+        object.__setattr__(self, "horizon", horizon)
+        if horizon <= 0:
+            raise ValueError(f"horizon is {horizon}, but must be positive.")
+        super().check_solver()
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """t_k before every step and after the last, from 0 to the horizon; of an adaptive solve,
+        which is one transition, both ends."""
+        count = self.steps or 1
+        return tuple(self.horizon * k / count for k in range(count + 1))
+
+
 def foreign_fields(solver: Solver) -> tuple[str, ...]:
-    """The fields that other solvers have and this one has not."""
+    """The fields of `SolverChoice` that other solvers have and this one has not."""
     return FIXED_STEP_FIELDS if solver in get_args(AdaptiveMethod) else ADAPTIVE_FIELDS

@@ -1,0 +1,115 @@
+"""Train a continuous normalizing flow, or continue the run in the workdir, and measure its density.
+
+  python -m experiments.flow --dataset=moons
+  python -m experiments.flow --dataset=checkerboard --steps=12 --epochs=100 --workdir=runs/board
+  python -m experiments.flow --dataset=breast_cancer --trace=rademacher
+  python -m experiments.flow --dataset=mine.npz --solver=dopri5 --batch_size=64
+
+is `experiments.train --architecture=flow`, and then: the log-likelihood of the test set, in nats,
+beside that of the normal density with the data's mean and covariance. Where samples are held out,
+the flow is that of the checkpoint that was best on them. The workdir gets likelihood.json,
+samples.npz, and of data with two features figures/density.png, beside what every run leaves there.
+A `.npz` needs no labels, and may hold points as images of one pixel, [samples, 1, 1, features].
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ocresnet.continuous.flows import log_likelihood, sample
+from ocresnet.continuous.normal_fit import normal_log_likelihood
+from ocresnet.data.training_data import TrainingData
+from ocresnet.density_plots import draw_flow
+from ocresnet.plots import FIGURES
+from ocresnet.systems.network import Network
+from ocresnet.training.restore import restore_network
+
+from .common import command_line, reports
+from .common.display import draw_figures
+from .common.flag_kinds import FlagValues
+from .common.flags import TrainingRunFlags
+from .common.hosts import is_first
+from .train import run_training
+
+FAMILY = "flow"
+LIKELIHOOD, SAMPLES, DENSITY = "likelihood.json", "samples.npz", "density.png"
+
+
+class Flags(TrainingRunFlags):
+    """Those of a training run, of flows alone."""
+
+    def __init__(self, values: FlagValues) -> None:
+        super().__init__(values, families=(FAMILY,))
+
+
+def train_flow(flags: Flags) -> None:
+    """Run `fit` as the flags say, measure the density, and draw it."""
+    wanted, data, run = run_training(flags)
+    if not is_first():
+        return
+    workdir = Path(wanted.workdir)
+    chosen = run.network
+    if "validation" in data.parts:
+        chosen = restore_network(workdir, "best")
+    measured = likelihoods(chosen, data)
+    reports.write(workdir / LIKELIHOOD, {"dataset": wanted.dataset, **measured})
+    drawn = sample(chosen, jax.random.key(wanted.training.seed), data.samples("test"))
+    np.savez(workdir / SAMPLES, samples=np.asarray(drawn))
+    print(table(measured))
+    draw_figures(workdir)
+    if chosen.architecture.image_shape == (1, 1, 2):
+        draw_density(chosen, data, workdir)
+
+
+def likelihoods(network: Network, data: TrainingData) -> dict[str, Any]:
+    """Mean log-likelihood of every part and its standard error, of the flow and of a normal fit."""
+    measured: dict[str, Any] = {}
+    for part in data.parts:
+        points = np.asarray(data.images(part)[np.arange(data.samples(part))])
+        of_flow = np.asarray(log_likelihood(network, points), np.float64)
+        train = np.asarray(data.images("train")[np.arange(data.samples("train"))])
+        measured[part] = {
+            "flow": _mean(of_flow),
+            "normal": _mean(normal_log_likelihood(train, points)),
+        }
+    return measured
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "standard_error": float(error)}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The likelihoods as a Markdown table."""
+    rows = [
+        (part, *(f"{of[name]['mean']:.3f} ± {of[name]['standard_error']:.3f}" for name in of))
+        for part, of in measured.items()
+    ]
+    columns = ("log-likelihood (nats)", "flow", "normal density")
+    return reports.markdown_table(columns, rows)
+
+
+def draw_density(network: Network, data: TrainingData, workdir: Path) -> None:
+    """Draw the density into the run's figures, or say what is missing to do so."""
+    try:
+        figure = draw_flow(network, data.images("test"))
+    except ImportError as error:
+        print(f"no density: {command_line.sentence(error)}", file=sys.stderr)
+        return
+    (workdir / FIGURES).mkdir(exist_ok=True)
+    figure.savefig(workdir / FIGURES / DENSITY, dpi=150)
+    print(f"wrote {workdir / FIGURES / DENSITY}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say; returns the exit status."""
+    return command_line.run(train_flow, Flags, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
