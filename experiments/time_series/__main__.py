@@ -18,9 +18,11 @@ from typing import Any
 
 from ocresnet.data.oscillators import Drawn, Generator
 from ocresnet.data.time_series import TimeSeriesData
+from ocresnet.plots import FIGURES
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.network import Network
+from ocresnet.systems.system import Execution
 from ocresnet.training import config as configs
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
@@ -41,11 +43,12 @@ FROM_THE_DATA = [field.name for field in fields(Architecture)]
 
 NETWORK = GRUODEConfig(task="prediction", solver="rk4", steps=1)
 TRAINING = TrainingConfig(
-    epochs=25,
+    epochs=10,
     batch_size=64,
     optimizer=AdamW(learning_rate=5e-3, gradient_clip=1.0, warmup_epochs=1),
     stage_cost=0.0,
     validation=0.1,
+    execution=Execution(remat="none"),
 )
 
 TEST_SERIES = 2000
@@ -64,7 +67,7 @@ class Flags:
             "Where to write rows and tables, without extension. Default: <workdir>/time_series.",
         )
         section = Section(values, "Data")
-        self._series = section.whole("series", "Training series to draw.", 5000, least=2)
+        self._series = section.whole("series", "Training series to draw.", 15000, least=2)
         self._generator = KindFlags(
             section,
             "generator",
@@ -180,14 +183,17 @@ def _settings(
 
 
 def _draw(network: Network, generator: Generator, test: Drawn, flags: Flags, seed: int) -> None:
-    """Draw the run's own figure, beside the others."""
-    predicts = not network.architecture.classifies
-    path = flags.workdir / "figures" / ("series.png" if predicts else "posterior.png")
-    figure = (
-        draw_series(network, generator, seed)
-        if predicts
-        else draw_posterior(network, generator, test)
-    )
+    """Draw the run's own figure beside the others, or say what is missing to do so."""
+    try:
+        if network.architecture.classifies:
+            name, figure = "posterior.png", draw_posterior(network, generator, test)
+        else:
+            name, figure = "series.png", draw_series(network, generator, seed)
+    except ImportError as error:
+        print(f"no figure: {command_line.sentence(error)}", file=sys.stderr)
+        return
+    path = flags.workdir / FIGURES / name
+    path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     print(f"wrote {path}")
 
