@@ -59,11 +59,11 @@ def packed(series: Series) -> np.ndarray:
     if not np.isin(masks, (0, 1)).all():
         raise ValueError("masks must be 1 where a value was observed and 0 elsewhere.")
     observed, ended = masks.astype(bool), np.isnan(times)
-    gaps = np.diff(times, axis=1)
     _refuse_first(
         np.isinf(times).any(axis=1) | ended[:, 0] | (ended[:, :-1] & ~ended[:, 1:]).any(axis=1),
         "times must be finite numbers, and NaN after the end of a series alone",
     )
+    gaps = np.diff(times, axis=1)
     _refuse_first((gaps <= 0).any(axis=1), "times must increase from row to row")
     _refuse_first(
         (observed & ended[..., None]).any(axis=(1, 2)), "nothing is observed after a series' end"
