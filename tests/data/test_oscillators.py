@@ -61,7 +61,7 @@ def test_drawn_series_have_the_moments_of_the_closed_form():
     shares = drawn.series.masks.mean(axis=(0, 2))
     np.testing.assert_allclose(shares, [0.75, 0.75, 0], atol=0.01)
     assert np.all(np.diff(drawn.series.times, axis=1) > 0)
-    assert 0 <= drawn.series.times.min() and drawn.series.times.max() <= 3.0
+    assert drawn.series.times.min() >= 0 and drawn.series.times.max() <= 3.0
 
 
 def density(values, covariance):
