@@ -76,12 +76,13 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
     if loss in ("negative_log_likelihood", "mean_squared_error"):
+        likelihood = loss == "negative_log_likelihood"
         if label_smoothing > 0:
             raise ValueError(
-                f"label_smoothing is {label_smoothing}, but {loss} has no labels to smooth: set it "
+                f"label_smoothing is {label_smoothing}, but a "
+                f"{'likelihood' if likelihood else 'prediction'} has no labels to smooth: set it "
                 "to 0."
             )
-        likelihood = loss == "negative_log_likelihood"
         return negative_log_likelihood if likelihood else mean_squared_error
     return _make_cost(loss, label_smoothing)
 

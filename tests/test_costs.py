@@ -45,7 +45,7 @@ def test_mean_squared_error_is_over_what_is_known():
     assert not cost.classifies
     with pytest.raises(ValueError, match="the targets have shape .5,., but must be the 3 numbers"):
         cost.value(LOGITS, LABELS)
-    with pytest.raises(ValueError, match="but mean_squared_error has no labels to smooth"):
+    with pytest.raises(ValueError, match="but a prediction has no labels to smooth"):
         make_cost("mean_squared_error", 0.1)
 
 
@@ -110,7 +110,7 @@ def test_any_function_of_logits_and_targets_is_a_cost():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("hinge", 0.0), "loss is 'hinge', but must be one of cross_entropy, l2."),
+        (("hinge", 0.0), "loss is 'hinge', but must be one of cross_entropy, l2, "),
         (("l2", 1.0), "label_smoothing is 1.0, but must be in [0, 1)."),
         (("l2", -0.1), "label_smoothing is -0.1, but must be in [0, 1)."),
         (("l2", float("nan")), "label_smoothing is nan, but must be in [0, 1)."),
@@ -119,4 +119,4 @@ def test_any_function_of_logits_and_targets_is_a_cost():
 def test_unknown_losses_are_refused(arguments, message):
     with pytest.raises(ValueError) as refusal:
         make_cost(*arguments)
-    assert str(refusal.value) == message
+    assert str(refusal.value).startswith(message)

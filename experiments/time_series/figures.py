@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ocresnet import plots
+from ocresnet.continuous.series import predictions
 from ocresnet.data.oscillators import Drawn, Generator
 from ocresnet.systems.network import Network
 
-from .measures import BEST, NETWORK, predictions, probabilities
+from .measures import BEST, NETWORK, probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +35,7 @@ def densely(generator: Generator, samples: int, seed: int) -> Drawn:
 def draw_series(network: Network, generator: Generator, seed: int) -> "Figure":
     """Some series: what was measured, the truth, and the predictions of network and closed form."""
     drawn = densely(generator, 3, seed)
-    longer = replace(network.architecture, image_shape=(ROWS, 2, 3))
-    of_network = predictions(Network(longer, *network.variables), drawn.series)
+    of_network = predictions(network, drawn.series)
     best = generator.best(drawn.series).predictions
     said = ((NETWORK, of_network, "-"), (BEST, best, "--"))
     figure, axes = plots.panels(6, columns=3)

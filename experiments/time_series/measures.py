@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ocresnet.continuous.series import predictions
 from ocresnet.data.oscillators import Drawn, Generator
 from ocresnet.data.time_series import Series, packed
 from ocresnet.stage_cost.trajectory import logits_over_depth
@@ -21,12 +22,6 @@ TITLES = {
     "accuracy": "accuracy (%)",
     "cross_entropy": "cross-entropy (nats)",
 }
-
-
-def predictions(network: Network, series: Series) -> np.ndarray:
-    """The network's prediction of every row from those before it: [samples, rows, features]."""
-    (outputs,) = logits_over_depth(network, packed(series))
-    return outputs.reshape(np.shape(series.values)).astype(np.float64)
 
 
 def probabilities(network: Network, series: Series) -> np.ndarray:

@@ -19,7 +19,7 @@ from jax import lax
 from ocresnet.costs import log_density
 from ocresnet.systems import explicit_steps
 from ocresnet.systems.adaptive_gradients import solve
-from ocresnet.systems.divergence import Trace
+from ocresnet.systems.dense_field import Trace
 from ocresnet.systems.flow import FLOW, FlowConfig
 from ocresnet.systems.network import Network, apply
 from ocresnet.systems.system import Execution, Precision, PyTree, Variables

@@ -20,11 +20,17 @@ def check_network(network: Any) -> None:
 
 
 def check_images(network: Any, images: Any) -> None:
-    """Refuse images that the network cannot take; warn of those in other units than in training.
+    """Refuse images that the network cannot take, and networks that tell no classes apart; warn of
+    images in other units than in training.
 
     To be called by what a user calls: the warning is about the line that called it.
     """
     check_network(network)
+    if not network.architecture.classifies:
+        raise ValueError(
+            f"a {type(network.architecture).__name__} tells no classes apart: ocresnet.continuous "
+            "has what can be asked of it."
+        )
     network.architecture.check_images(images)
     warning = pixel_range_warning(
         images, network.architecture.pixel_mean, network.architecture.pixel_deviation

@@ -5,8 +5,8 @@
     z = x(T),   log p(data) = log N(z; 0, I) + l(T)
 
 The state is (x, l), side by side in one array [batch, features + 1], and the last one is the
-network's output: the cost `negative_log_likelihood` (`costs.py`) reads log p from it. F is a dense
-network whose layers all see the time; theta is the same at all times. Samples, and log p for a
+network's output: the cost `negative_log_likelihood` (`costs.py`) reads log p from it. F is dense
+(`dense_field.py`), theta the same at all times. Samples, and log p for a
 user, are in `continuous/flows.py`.
 
 In training, the trace may be estimated with a random vector, which stays the same during a step of
@@ -17,8 +17,6 @@ drawn, and a second forward pass what the first one drew. In inference mode the 
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from typing import get_args
 
 import jax
@@ -27,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from ocresnet.costs import Loss
-from ocresnet.systems import explicit_steps, layers
+from ocresnet.systems import explicit_steps
 from ocresnet.systems.adaptive_gradients import solve
 from ocresnet.systems.adaptive_solves import require_diffrax
 from ocresnet.systems.architecture import (
@@ -36,7 +34,14 @@ from ocresnet.systems.architecture import (
     require_one_of,
     whole_numbers,
 )
-from ocresnet.systems.divergence import Trace, directions, with_divergence
+from ocresnet.systems.dense_field import (
+    Trace,
+    dense_field,
+    directions,
+    field_layers,
+    field_with_growth,
+    init_dense_field,
+)
 from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.layers import AxisName
 from ocresnet.systems.mlp import Activation
@@ -98,7 +103,7 @@ class FlowConfig(SolverSettings, Architecture):
 
     def field(self) -> VectorField:
         """F, of the parameters `params["flow"]`, the time and x [batch, features]."""
-        return _dense_field(len(self.hidden), self.activation)
+        return dense_field(len(self.hidden), self.activation)
 
     def system(
         self,
@@ -114,7 +119,7 @@ class FlowConfig(SolverSettings, Architecture):
         Raises:
           ImportError: for an adaptive solver without diffrax.
         """
-        field, adaptive = _augmented(len(self.hidden), self.activation), self.adaptive
+        field, adaptive = field_with_growth(len(self.hidden), self.activation), self.adaptive
         if adaptive is not None:
             require_diffrax()
 
@@ -137,7 +142,7 @@ class FlowConfig(SolverSettings, Architecture):
             length=len(self.times[1:]),
             tied=True,
             times=self.times[:-1],
-            layers={name: layers.dense for name, _ in self._widths()},
+            layers=field_layers(len(self.hidden)),
         )
         return System((segment,), initial_state=initial_state, execution=execution)
 
@@ -160,13 +165,10 @@ class FlowConfig(SolverSettings, Architecture):
         return -float(height * width * logs.sum())
 
     def init(self, key: Array) -> Variables:
-        """LeCun-normal kernels, zero biases; where the trace is estimated, the numbers of the next
-        draws, [transitions]; all float32."""
-        *keys, draws = jax.random.split(key, len(self._widths()) + 1)
-        params = {
-            name: layers.init_dense(own, features_in + 1, features_out)
-            for own, (name, (features_in, features_out)) in zip(keys, self._widths(), strict=True)
-        }
+        """LeCun-normal kernels without biases; where the trace is estimated, the numbers of the
+        next draws, [transitions]; all float32."""
+        own, draws = jax.random.split(key)
+        params = init_dense_field(own, self.features, self.hidden)
         return Variables({FLOW: params}, self.statistics(draws))
 
     def statistics(self, key: Array) -> PyTree:
@@ -175,28 +177,3 @@ class FlowConfig(SolverSettings, Architecture):
             return {}
         first = jax.random.randint(key, (len(self.times[1:]),), 0, FIRST_DRAWS)
         return {FLOW: {"draws": first.astype(jnp.float32)}}
-
-    def _widths(self) -> list[tuple[str, tuple[int, int]]]:
-        """(name, (features in without the time, features out)) of every layer of F."""
-        widths = pairwise((self.features, *self.hidden, self.features))
-        return [(f"layer_{index}", pair) for index, pair in enumerate(widths, start=1)]
-
-
-@cache  # one function for equal configurations, so that programs are compiled once
-def _dense_field(hidden: int, activation: Activation) -> VectorField:
-    """F with so many hidden layers; each layer sees the time."""
-    sigma = getattr(jax.nn, activation)
-
-    def field(params: PyTree, time: Array, x: Array) -> Array:
-        for index in range(1, hidden + 2):
-            with_time = [x, jnp.broadcast_to(time.astype(x.dtype), (*x.shape[:-1], 1))]
-            x = layers.dense(params[f"layer_{index}"], jnp.concatenate(with_time, axis=-1))
-            x = x if index > hidden else sigma(x)
-        return x
-
-    return field
-
-
-@cache
-def _augmented(hidden: int, activation: Activation) -> VectorField:
-    return with_divergence(_dense_field(hidden, activation))

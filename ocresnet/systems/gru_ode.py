@@ -24,7 +24,7 @@ A row with time 0 and mask 0 changes nothing, so that series of several lengths 
 
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,10 @@ class GRUODEConfig(SolverChoice, Architecture):
     def losses(self) -> tuple[Loss, ...]:
         """See `Architecture.losses`."""
         return super().losses if self.classifies else ("mean_squared_error",)
+
+    def with_rows(self, rows: int) -> Self:
+        """The architecture for series of another length, with the same arrays."""
+        return replace(self, image_shape=(rows, *self.image_shape[1:]))
 
     def system(
         self,

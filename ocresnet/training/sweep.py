@@ -18,7 +18,12 @@ from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.system import Variables
-from ocresnet.training.compatibility import check_fit, check_kinds, check_optimizer
+from ocresnet.training.compatibility import (
+    check_fit,
+    check_kinds,
+    check_loss,
+    check_optimizer,
+)
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import BATCH_SIZE
 from ocresnet.training.step import (
@@ -100,6 +105,11 @@ def sweep(
     """
     check_kinds(architecture, config, data)
     check_fit(architecture, config, data, devices=1)
+    check_loss(architecture, config, None)
+    if not architecture.classifies:
+        raise ValueError(
+            f"a sweep measures accuracies, and a {type(architecture).__name__} has none: use fit."
+        )
     check_optimizer(architecture, config, devices=1)
     if config.distillation > 0:
         raise ValueError("a sweep has no teacher: set distillation to 0.")

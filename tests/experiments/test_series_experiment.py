@@ -16,10 +16,10 @@ from experiments.time_series.measures import (
     carried_forward,
     measure_classes,
     measure_predictions,
-    predictions,
     probabilities,
     tables,
 )
+from ocresnet.continuous.series import predictions
 from ocresnet.data.oscillators import Generator
 from ocresnet.data.time_series import Series, TimeSeriesData
 from ocresnet.systems.gru_ode import GRUODEConfig

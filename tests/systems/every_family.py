@@ -5,6 +5,8 @@ from dataclasses import replace
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
+from ocresnet.systems.flow import FlowConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
@@ -72,6 +74,19 @@ EVERY: dict[str, Architecture] = {
     "neural_ode, adaptive": NeuralODEConfig(width=3, classes=3, image_shape=(2, 2, 1)),
     "neural_ode, backsolve": NeuralODEConfig(
         width=3, solver="tsit5", adjoint="backsolve", classes=3, image_shape=(2, 2, 1)
+    ),
+    # As many classes as outputs, z and l, which is what tests of shapes look for.
+    "flow": FlowConfig(
+        (4,), solver="midpoint", steps=3, classes=5, image_shape=(2, 1, 2), **PIXELS
+    ),
+    "flow, rademacher": FlowConfig(
+        (3, 2), solver="euler", steps=2, trace="rademacher", classes=4, image_shape=(1, 1, 3)
+    ),
+    "gru_ode": GRUODEConfig(
+        width=4, field_layers=2, solver="midpoint", steps=2, classes=3, image_shape=(3, 2, 3)
+    ),
+    "gru_ode, prediction": GRUODEConfig(
+        task="prediction", width=3, field_layers=1, hidden=2, classes=4, image_shape=(2, 2, 3)
     ),
 }
 
