@@ -13,6 +13,7 @@ Public names, in the order one uses them:
   recommend_depth, prune           choose a depth and cut there
   remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
   predict                          classify, leaving early where an exit is sure
+  FlowConfig, log_likelihood, sample    a continuous normalizing flow: densities and samples
   save, load, Network              a network on disk
   export_network, load_exported    one that runs without this package, as StableHLO
   Problem, linearize, Keep, ocnopt, curvature    the Bellman recursion as an optax optimizer, in a
@@ -23,6 +24,7 @@ The modules hold the rest: `ocresnet.systems`, `ocresnet.stage_cost`, `ocresnet.
 """
 
 from ocresnet._version import __version__
+from ocresnet.continuous.flows import log_likelihood, sample
 from ocresnet.control import curvature
 from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import ocnopt
@@ -37,6 +39,7 @@ from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.cnn import CNNConfig
+from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
@@ -57,6 +60,7 @@ __all__ = [
     "AdamW",
     "CNNConfig",
     "Dataset",
+    "FlowConfig",
     "InceptionConfig",
     "Keep",
     "MLPConfig",
@@ -80,12 +84,14 @@ __all__ = [
     "load",
     "load_dataset",
     "load_exported",
+    "log_likelihood",
     "ocnopt",
     "predict",
     "prune",
     "recalibrate",
     "recommend_depth",
     "remove_blocks",
+    "sample",
     "save",
     "trajectory",
 ]

@@ -53,6 +53,11 @@ class Cost:
     lower_bound: Callable[[int], float] | None = None
     classifies: bool = True
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a least value."""
+        return self.lower_bound is None or math.isfinite(self.lower_bound(2))
+
 
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
     """The cost called `loss`, of logits and integer labels.

@@ -39,11 +39,18 @@ def batch():
 
 def test_readme_trains_prunes_and_saves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = (text for text in examples("README.md") if "fit(" in text)
+    (example,) = (text for text in examples("README.md") if "prune(" in text)
     names = {}
     exec(example.replace("epochs=50", "epochs=1").replace("blocks=12", "blocks=2"), names)
     assert (tmp_path / "small" / "network.json").is_file()
     assert names["run"].trajectories["validation"].accuracies.shape == (3,)
+
+
+def test_readme_learns_a_density():
+    (example,) = (text for text in examples("README.md") if "FlowConfig" in text)
+    names = {}
+    exec(example.replace("moons", "moons[:512]", 1).replace("epochs=40", "epochs=1"), names)
+    assert names["points"].shape == (1000, 2)
 
 
 def test_readme_steps_with_ocnopt():

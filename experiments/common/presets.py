@@ -308,7 +308,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
-    FlowConfig: FlowConfig(solver="rk4", steps=6),
+    FlowConfig: FlowConfig(solver="rk4", steps=4),
     GRUODEConfig: GRUODEConfig(solver="rk4", steps=1),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
@@ -351,9 +351,9 @@ def _flow_training(dataset: str) -> TrainingConfig:
     """Of a flow; a table of a few hundred samples is soon learned by heart."""
     small = dataset in TABLES
     return TrainingConfig(
-        epochs=60,
+        epochs=150 if small else 40,
         batch_size=64 if small else 256,
-        optimizer=AdamW(learning_rate=2e-3 if small else 5e-3),
+        optimizer=AdamW(learning_rate=5e-3),
         stage_cost=0.0,
         loss="negative_log_likelihood",
         validation=0.15 if small else 0.1,

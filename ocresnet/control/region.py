@@ -10,7 +10,7 @@ Notation
     fixed     c = 1                  of the papers: a predicted decrease of at most 1 / beta
     square    c = 1 / (2h)           J - J* = r^2 / 2 has the Gauss-Newton curvature of r: at most
                                      2h / beta
-    smaller   c = max(1, 1 / (2h))   the smaller of both regions
+    smaller   c = max(1, 1 / (2h))   the smaller of both regions; without a lower bound, the first
 
 With the square and beta = 1 the stacked form along linear dynamics is the step of NGN (Orvieto and
 Xiao 2024), -eta M^-1 g / (1 + T / (2h)): r is predicted to become r / (1 + T / (2h)), never less

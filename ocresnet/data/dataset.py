@@ -1,4 +1,4 @@
-"""An image data set in memory, with labels or without, checked when it is made."""
+"""An image data set in memory, checked when it is made."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,15 @@ MOST_CLASSES = 2**31 - 1
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test images, as a rule with labels, and optionally a validation split.
+    """Training and test images with labels, and optionally a validation split.
 
     Attributes:
       name: what to call it.
       train_images, test_images: [samples, height, width, channels] or [samples, height, width];
         all uint8, or all floating point (kept as float32).
-      train_labels, test_labels: [samples], integers, 0 ... classes - 1 (kept as int32); None where
-        there are none (kept as zeros, of one class).
-      classes: how many classes there are; 0 means as many as the training labels name.
+      train_labels, test_labels: [samples], integers, 0 ... classes - 1 (kept as int32).
+      classes: how many classes there are; 0 means as many as the training labels name. One class
+        is none to tell apart: data without labels, as `without_labels` makes it.
       validation_images, validation_labels: held out of the training set, or None.
       source: what `load_dataset` was called with, so that a run can load its data again.
       data_dir: the folder it was loaded from, likewise.
@@ -34,24 +34,33 @@ class Dataset:
 
     name: str
     train_images: np.ndarray = field(repr=False)
-    train_labels: np.ndarray | None = field(repr=False)
+    train_labels: np.ndarray = field(repr=False)
     test_images: np.ndarray = field(repr=False)
-    test_labels: np.ndarray | None = field(repr=False)
+    test_labels: np.ndarray = field(repr=False)
     classes: int = 0
     validation_images: np.ndarray | None = field(default=None, repr=False)
     validation_labels: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
     data_dir: str | None = None
 
+    @classmethod
+    def without_labels(
+        cls,
+        name: str,
+        train_images: np.ndarray,
+        test_images: np.ndarray,
+        source: str | None = None,
+    ) -> "Dataset":
+        """Data of which a density is learned: all samples are of one class.
+
+        Args:
+          name, train_images, test_images, source: as above. Points of several features are images
+            of one pixel, [samples, 1, 1, features].
+        """
+        none = (np.zeros(len(images), np.int32) for images in (train_images, test_images))
+        return cls(name, train_images, next(none), test_images, next(none), 1, source=source)
+
     def __post_init__(self) -> None:
-        if (self.train_labels is None) != (self.test_labels is None):
-            raise ValueError(f"{self.name}: training and test set have labels both, or neither.")
-        if self.train_labels is None:
-            object.__setattr__(self, "classes", 1)
-            for part in ("train", "test"):
-                object.__setattr__(
-                    self, f"{part}_labels", np.zeros(len(self.images(part)), np.int32)
-                )
         if (self.validation_images is None) != (self.validation_labels is None):
             raise ValueError(f"{self.name}: validation images and labels go together.")
         for part in self.parts:

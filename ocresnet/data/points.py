@@ -70,8 +70,8 @@ TOYS: dict[str, Callable[[Generator, int], tuple[np.ndarray, np.ndarray]]] = {
     "pinwheel": _pinwheel,
 }
 
-TABLES = ("breast_cancer", "diabetes")
-"""Of scikit-learn."""
+TABLES = ("breast_cancer",)
+"""Of scikit-learn, those whose features are continuous: of others there is no density."""
 
 
 def toy_points(name: str, samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -103,8 +103,7 @@ def toy(name: str, seed: int = 0) -> Dataset:
 
 
 def table(name: str, datasets: ModuleType) -> Dataset:
-    """A table of `sklearn.datasets` as a data set: 30 measurements of 569 tumours of two kinds
-    (breast_cancer), or 10 of 442 patients, without labels (diabetes).
+    """A table of `sklearn.datasets` as a data set: 30 measurements of 569 tumours of two kinds.
 
     A random fifth is the test set. Features are what is in the table, in its units.
 
@@ -112,18 +111,12 @@ def table(name: str, datasets: ModuleType) -> Dataset:
       name: one of `TABLES`.
       datasets: the module.
     """
-    if name == "breast_cancer":
-        found = datasets.load_breast_cancer()
-        features, labels = found.data, found.target
-    else:
-        features, labels = datasets.load_diabetes(scaled=False).data, None
-    order = np.random.default_rng(0).permutation(len(features))
-    labels = None if labels is None else labels[order].astype(np.int32)
-    test = np.arange(len(features)) % TEST_SHARE == 0
-    return _dataset(name, features[order].astype(np.float32), labels, test)
+    found = getattr(datasets, f"load_{name}")()
+    order = np.random.default_rng(0).permutation(len(found.data))
+    points, labels = found.data[order].astype(np.float32), found.target[order].astype(np.int32)
+    return _dataset(name, points, labels, np.arange(len(labels)) % TEST_SHARE == 0)
 
 
-def _dataset(name: str, points: np.ndarray, labels: np.ndarray | None, test: np.ndarray) -> Dataset:
+def _dataset(name: str, points: np.ndarray, labels: np.ndarray, test: np.ndarray) -> Dataset:
     images = points[:, None, None]
-    of_train, of_test = (None, None) if labels is None else (labels[~test], labels[test])
-    return Dataset(name, images[~test], of_train, images[test], of_test, source=name)
+    return Dataset(name, images[~test], labels[~test], images[test], labels[test], source=name)

@@ -26,7 +26,7 @@ WINE_TEST_SHARE = 5
 """One sample in so many is for tests."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-"""What a `.npz` file must hold; the labels may be missing, both of them."""
+"""What a `.npz` file must hold; of data without labels, the images alone."""
 
 
 def open_dataset(
@@ -53,7 +53,7 @@ def load_dataset(
         writers, are the test set); "wine" (bundled likewise: 13 measurements, standardised and
         quantised to bytes, as images of height 1; a random fifth is the test set); a toy of points
         or a table of features, as images of one pixel (`data/points.py`): "moons", "checkerboard",
-        "rings", "eight_gaussians", "pinwheel", "breast_cancer", "diabetes"; one of TFDS's
+        "rings", "eight_gaussians", "pinwheel", "breast_cancer"; one of TFDS's
         "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", prepared as array_record;
         or the path of a `.npz` file with train_images, train_labels, test_images and test_labels.
         With "[:n]" behind it, as in "mnist[:10000]", only the first n training samples are kept.
@@ -126,8 +126,9 @@ def _npz(path: Path) -> Dataset:
     wanted = ARRAYS if labelled else tuple(name for name in ARRAYS if name.endswith("images"))
     missing = [name for name in wanted if name not in arrays]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(ARRAYS)}.")
-    return Dataset(path.stem, **dict.fromkeys(ARRAYS) | arrays, source=str(path))
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(wanted)}.")
+    made = Dataset if labelled else Dataset.without_labels
+    return made(path.stem, **arrays, source=str(path))
 
 
 def _tfds_builder(name: str, data_dir: str | os.PathLike | None, download: bool) -> Any:

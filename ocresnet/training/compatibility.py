@@ -2,7 +2,7 @@
 
 import jax
 
-from ocresnet.costs import PerSampleLoss
+from ocresnet.costs import PerSampleLoss, make_cost
 from ocresnet.data.training_data import TrainingData
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
@@ -90,8 +90,8 @@ def check_optimizer(architecture: Architecture, config: TrainingConfig, devices:
 def check_loss(
     architecture: Architecture, config: TrainingConfig, loss: PerSampleLoss | None
 ) -> None:
-    """Refuse a loss of other outputs than the network has, and a teacher of classes where it has
-    none.
+    """Refuse a loss of other outputs than the network has, a teacher of classes where it has none,
+    and an optimizer's lower bound of 0 under a loss that has none.
 
     Args:
       architecture, config: of the run.
@@ -109,6 +109,13 @@ def check_loss(
         raise ValueError(
             f"distillation is {config.distillation}, but a {type(architecture).__name__} has no "
             "classes to learn from a teacher: set it to 0."
+        )
+    unbounded = loss is None and not make_cost(config.loss, config.label_smoothing).bounded
+    if unbounded and getattr(config.optimizer, "lower_bound", None) == 0:
+        raise ValueError(
+            f"lower_bound is 0, but the loss of a {type(architecture).__name__} may fall below, "
+            f"where {type(config.optimizer).__name__} would stand still: give a number that it "
+            "cannot reach."
         )
 
 

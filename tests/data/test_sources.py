@@ -87,7 +87,7 @@ def test_a_tfds_folder_holds_what_was_written(npz, tmp_path):
 
 def test_missing_data_is_said_at_once(tmp_path):
     with pytest.raises(
-        ValueError, match=r"dataset is 'imagenet', but must be one of digits, wine, mnist"
+        ValueError, match=r"dataset is 'imagenet', but must be one of digits, wine, moons"
     ):
         load_dataset("imagenet")
     with pytest.raises(FileNotFoundError, match="no data file"):
@@ -104,5 +104,21 @@ def test_damaged_npz_is_refused(npz, tmp_path):
         load_dataset(str(npz))
     other = tmp_path / "other.npz"
     np.savez(other, train_images=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="lacks train_labels, test_images, test_labels"):
+    with pytest.raises(
+        ValueError, match="lacks test_images; it must hold train_images, test_images"
+    ):
         load_dataset(str(other))
+    np.savez(other, train_images=np.zeros((2, 2)), train_labels=np.zeros(2, int))
+    with pytest.raises(ValueError, match="lacks test_images, test_labels; it must hold train_im"):
+        load_dataset(str(other))
+
+
+def test_a_file_without_labels_is_data_of_one_class(npz, tmp_path):
+    with np.load(npz) as file:
+        images = {name: file[name] for name in ("train_images", "test_images")}
+    np.savez(tmp_path / "bare.npz", **images)
+    data = load_dataset(str(tmp_path / "bare.npz"))
+    assert data.classes == 1 and data.train_labels.shape == (30,)
+    assert not data.train_labels.any() and not data.test_labels.any()
+    parts = data.first(20).split(0.25)
+    assert parts.classes == 1 and len(parts.validation_labels) == 5

@@ -1,4 +1,4 @@
-"""The notebook: it runs as it is, and is kept without outputs."""
+"""The notebooks: they run as they are, and are kept without outputs."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "experiments" / "notebooks" / "depth_on_digits.ipynb"
+FOLDER = ROOT / "experiments" / "notebooks"
+DEPTH, TIME = "depth_on_digits", "continuous_time"
 
 RUN = """
 import json, sys
@@ -18,8 +19,12 @@ names = {"__name__": "__main__"}
 for cell in json.load(open(sys.argv[1], encoding="utf-8"))["cells"]:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+        names.update(json.loads(sys.argv[2]).get(cell["id"], {}))
 import matplotlib.pyplot as plt
 
+"""
+
+REPORT_ON_DEPTH = """
 accuracy = names["test_accuracy"]
 networks = ("network", "small", "surgical", "single")
 measured = {name: accuracy(names[name]) for name in networks}
@@ -31,14 +36,52 @@ print(json.dumps({"accuracy": measured, "kept": kept, "early": early,
                   "figures": len(plt.get_fignums())}))
 """
 
+REPORT_ON_TIME = """
+print(json.dumps({name: names[name] for name in ("of_flow", "of_normal", "mass", "horizon")} | {
+    "base": names["base"].std(axis=0).tolist(), "figures": len(plt.get_fignums()),
+    "accuracy": [names["test_accuracy"](names[name]) for name in ("short",)]
+    + [names["test_accuracy"](names["run"].network)]}))
+"""
 
-@pytest.fixture(scope="module")
-def cells() -> list[dict]:
-    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+
+def read(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
-def test_it_is_kept_without_outputs_and_with_names_for_its_cells(cells):
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module", params=[DEPTH, TIME])
+def cells(request) -> list[dict]:
+    return read(request.param)["cells"]
+
+
+def run(name: str, report: str, quick: dict[str, dict]) -> dict:
+    """Every cell in a process of its own, and what the report says in the end.
+
+    Args:
+      name: of the notebook.
+      report: what follows its cells.
+      quick: {cell: names that are given these values after it}.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN + report, str(FOLDER / f"{name}.ipynb"), json.dumps(quick)],
+        cwd=ROOT,
+        env={**environment, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_there_are_no_others():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == {DEPTH, TIME}
+
+
+@pytest.mark.parametrize("name", [DEPTH, TIME])
+def test_it_is_kept_without_outputs_and_with_names_for_its_cells(name):
+    notebook = read(name)
+    cells = notebook["cells"]
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     for cell in cells:
         if cell["cell_type"] == "code":
@@ -71,19 +114,9 @@ def test_on_colab_it_installs_what_a_tpu_needs_from_the_repository(cells, monkey
 
 
 @pytest.mark.slow
-def test_it_runs_and_tells_its_story():
-    """Every cell in a process of its own: training twice, cuts, fine-tuning, early exits."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, str(NOTEBOOK)],
-        cwd=ROOT,
-        env={**environment, "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout.splitlines()[-1])
+def test_the_one_on_depth_runs_and_tells_its_story():
+    """Training twice, cuts, fine-tuning, early exits."""
+    measured = run(DEPTH, REPORT_ON_DEPTH, {})
     accuracy, kept = measured["accuracy"], measured["kept"]
     assert accuracy["network"] > 94
     assert kept["with stage cost"] <= 8 < kept["without"]
@@ -94,3 +127,16 @@ def test_it_runs_and_tells_its_story():
     assert accuracy["distilled"] > accuracy["single"]
     assert measured["early"] > accuracy["network"] / 100 - 0.02 and measured["blocks"] < 8
     assert measured["figures"] == 2
+
+
+@pytest.mark.slow
+def test_the_one_on_continuous_time_runs_and_tells_its_story():
+    """A flow and a Neural ODE, both trained for a part of the notebook's epochs."""
+    measured = run(TIME, REPORT_ON_TIME, {"settings": {"FLOW_EPOCHS": 8, "ODE_EPOCHS": 20}})
+    assert measured["of_flow"] > measured["of_normal"] + 0.3
+    assert abs(measured["mass"] - 1) < 0.01
+    assert all(0.7 < deviation < 1.3 for deviation in measured["base"])
+    assert 0 < measured["horizon"] < 1
+    short, whole = measured["accuracy"]
+    assert whole > 80 and short > whole - 3
+    assert measured["figures"] == 1  # that of the flow is shown by its cell

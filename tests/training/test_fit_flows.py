@@ -14,6 +14,7 @@ from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import load
+from ocresnet.training.adaptive_optimizers import PolyakSGD
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.control_optimizers import EKFAC, OCNOpt
 from ocresnet.training.fit import fit, for_dataset
@@ -37,7 +38,7 @@ TRAINING = TrainingConfig(
 def moons() -> Dataset:
     """160 points to train on, without labels."""
     points = toy_points("moons", 200)[0][:, None, None]
-    return Dataset("moons", points[:160], None, points[160:], None)
+    return Dataset.without_labels("moons", points[:160], points[160:])
 
 
 def train(data, workdir=None, architecture=FLOW, training=TRAINING, devices=1):
@@ -47,7 +48,9 @@ def train(data, workdir=None, architecture=FLOW, training=TRAINING, devices=1):
 
 
 def test_it_learns_and_has_no_accuracies(moons, tmp_path):
-    run = train(moons, tmp_path, training=replace(TRAINING, epochs=8))
+    run = train(
+        moons, tmp_path, training=replace(TRAINING, epochs=8, optimizer=AdamW(learning_rate=0.05))
+    )
     losses = [row["test"]["losses"][-1] for row in run.metrics]
     assert losses[-1] < losses[0] - 0.1
     for row in run.metrics:
@@ -115,6 +118,8 @@ def test_what_does_not_fit_is_refused(moons):
         (mlp, {"loss": "l2"}, moons, "moons has no labels, and a MLPConfig tells classes apart"),
         (flow, {"label_smoothing": 0.1}, moons, "a likelihood has no labels to smooth"),
         (flow, {"stage_cost": 0.1}, moons, "a FlowConfig cannot have any"),
+        (flow, {"optimizer": PolyakSGD()}, moons, "where PolyakSGD would stand still: give a"),
+        (flow, {"optimizer": OCNOpt(region="square")}, moons, "region 'square' needs a lower bou"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(architecture, replace(TRAINING, **change), data, progress=False)
@@ -127,5 +132,3 @@ def test_what_does_not_fit_is_refused(moons):
         trajectory(teacher, moons.test_images, moons.test_labels)
     with pytest.raises(ValueError, match="a FlowConfig tells no classes apart"):
         predict(teacher, moons.test_images)
-    with pytest.raises(ValueError, match="have labels both, or neither"):
-        replace(moons, train_labels=None)

@@ -1,0 +1,110 @@
+"""`experiments.flow` as a user starts it: trained, measured, drawn, killed, resumed, refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import call, finish, start
+
+from experiments import evaluate, flow, prune, train
+from tests.training.test_fit import Killed, killed_after
+
+FLAGS = (
+    "--dataset=moons[:256]",
+    "--hidden=8",
+    "--solver=midpoint",
+    "--steps=2",
+    "--batch_size=64",
+    "--epochs=3",
+    "--trace=gaussian",
+)
+
+
+def run(workdir: Path, *flags: str):
+    return call(flow.main, *FLAGS, f"--workdir={workdir}", "--devices=1", *flags)
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if "second" not in key} for row in rows]
+
+
+def test_one_command_trains_measures_and_draws(tmp_path):
+    code, output, errors = run(tmp_path)
+    assert code == 0, errors
+    lines = output.splitlines()
+    assert "| log-likelihood (nats) | flow | normal density |" in lines
+    measured = json.loads((tmp_path / "likelihood.json").read_text())
+    shown = f"{measured['test']['flow']['mean']:.3f} ± "
+    assert any(line.startswith(f"| test | {shown}") for line in lines)
+    for name in ("density", "epochs"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["samples"].shape == (4000, 2)
+    losses = [row["validation"]["losses"][-1] for row in rows_of(tmp_path)]
+    np.testing.assert_allclose(measured["validation"]["flow"]["mean"], -min(losses), rtol=1e-4)
+
+    code, output, errors = call(evaluate.main, f"--workdir={tmp_path}")
+    assert code == 0 and "accuracy" not in output and "test loss" in output, errors
+    code, _, errors = call(prune.main, f"--workdir={tmp_path}", "--blocks=1")
+    assert code == 1 and "residual blocks, and a FlowConfig has none" in errors
+
+
+def test_killed_and_resumed_it_is_the_same_to_the_bit(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        killed_after(patch, 5)  # in the middle of the second epoch of three steps
+        with pytest.raises(Killed):
+            run(tmp_path / "killed")
+    assert len(rows_of(tmp_path / "killed")) == 1
+    for name in ("killed", "whole"):
+        code, _, errors = run(tmp_path / name)
+        assert code == 0, errors
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    for name in ("network/variables.msgpack", "samples.npz"):
+        killed, whole = ((tmp_path / of / name).read_bytes() for of in ("killed", "whole"))
+        assert killed == whole, name
+
+
+def test_it_is_a_family_of_experiments_train(tmp_path):
+    code, output, errors = call(
+        train.main, "--architecture=flow", *FLAGS, f"--workdir={tmp_path}", "--devices=1"
+    )
+    assert code == 0, errors
+    assert "test loss" in output and "accuracy" not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset=moon",), "there is no data set 'moon'. Did you mean 'moons'?"),
+        (("--horizon=0",), "horizon is 0.0, but must be positive."),
+        (("--trace=cauchy",), "It must be one of exact, rademacher, gaussian."),
+        (("--solver=dopri5",), "steps is 2, but belongs to the solvers euler, midpoint and rk4"),
+        (("--architecture=mlp",), "there is no such choice."),
+        (("--width=3",), "--width is not a flag of this program."),
+        (("--loss=l2",), "loss is 'l2', but a FlowConfig is trained with negative_log_likelihood."),
+        (("--stage_cost=0.1",), "a FlowConfig cannot have any"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(flags, message, tmp_path):
+    code, output, errors = run(tmp_path, *flags)
+    assert code == 1 and message in errors, errors
+    assert len(errors.splitlines()) == 1 and not output
+
+
+@pytest.mark.slow
+def test_a_real_sigkill_loses_nothing(tmp_path):
+    process = start("experiments.flow", *FLAGS, f"--workdir={tmp_path / 'killed'}")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/3"):
+            break
+    process.kill()
+    process.communicate()
+    assert len(rows_of(tmp_path / "killed")) >= 1
+    for name in ("killed", "whole"):
+        process = start("experiments.flow", *FLAGS, f"--workdir={tmp_path / name}")
+        code, _, errors = finish(process)
+        assert code == 0, errors
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
