@@ -102,7 +102,7 @@ class TimeSeriesData:
 
     Attributes:
       name: what to call it.
-      whole: {"train", "validation" (optionally), "test": a `Part`}.
+      given: {"train", "validation" (optionally), "test": a `Part`}.
       source, data_dir: None: it cannot be loaded by name.
 
     Raises:
@@ -110,21 +110,21 @@ class TimeSeriesData:
     """
 
     name: str
-    whole: dict[str, Part] = field(repr=False)
+    given: dict[str, Part] = field(repr=False)
     source: str | None = None
     data_dir: str | None = None
     _packed: dict[str, np.ndarray] = field(init=False, repr=False)
     _targets: dict[str, np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not {"train", "test"} <= self.whole.keys() <= {"train", "validation", "test"}:
+        if not {"train", "test"} <= self.given.keys() <= {"train", "validation", "test"}:
             raise ValueError(
-                f"{self.name}: its parts are {', '.join(self.whole)}, but must be train and test, "
+                f"{self.name}: its parts are {', '.join(self.given)}, but must be train and test, "
                 "and perhaps validation."
             )
         images: dict[str, np.ndarray] = {}
         targets: dict[str, np.ndarray] = {}
-        for name, part in self.whole.items():
+        for name, part in self.given.items():
             try:
                 images[name] = packed(part.series)
             except ValueError as error:
@@ -157,7 +157,7 @@ class TimeSeriesData:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts there are: "train", "validation" (if any was held out), "test"."""
-        return tuple(part for part in ("train", "validation", "test") if part in self.whole)
+        return tuple(part for part in ("train", "validation", "test") if part in self.given)
 
     @property
     def choosing_part(self) -> str:
@@ -227,12 +227,12 @@ class TimeSeriesData:
             return self
         if "validation" in self.parts:
             raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
-        train = self.whole["train"]
+        train = self.given["train"]
         held_out, rest = held_out_samples(self.samples("train"), fraction, seed)
         return replace(
             self,
-            whole={
-                **self.whole,
+            given={
+                **self.given,
                 "train": _chosen(train, rest),
                 "validation": _chosen(train, held_out),
             },

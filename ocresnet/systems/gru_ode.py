@@ -156,7 +156,8 @@ class GRUODEConfig(SolverChoice, Architecture):
             if self.task == "classification":
                 return layers.dense(stage.params, state["h"]), {}
             predictions = layers.dense(stage.params, state["before"])
-            [mean], [scale] = self.pixel_mean[1:2] or (0.0,), self.pixel_deviation[1:2] or (1.0,)
+            # Of the values: the second of three channels, or that of all.
+            mean, scale = (row[len(row) // 2] for row in (self.pixel_mean, self.pixel_deviation))
             return (predictions * scale + mean).reshape(len(predictions), -1), {}
 
         names = [f"field/{name}" for name in _field_names(self.field_layers)]

@@ -81,7 +81,7 @@ def test_batches_carry_series_and_targets():
 
 def test_only_observed_values_count_in_the_statistics():
     whole = data()
-    series = whole.whole["train"].series
+    series = whole.given["train"].series
     observed = series.values[series.masks].astype(np.float32).astype(np.float64)
     mean, deviation = whole.pixel_statistics
     np.testing.assert_allclose(mean, (0, observed.mean(), 0))
@@ -108,11 +108,11 @@ def test_kinds_of_targets():
     assert whole.classes == 1 and whole.image_shape == (4, 2, 3)
     labelled = {
         name: Part(part.series, np.arange(len(part.targets)) % 4)
-        for name, part in whole.whole.items()
+        for name, part in whole.given.items()
     }
     assert TimeSeriesData("labelled", labelled).classes == 4
     assert TimeSeriesData("labelled", labelled).labels("train").dtype == np.int32
-    mixed = {**whole.whole, "test": labelled["test"]}
+    mixed = {**whole.given, "test": labelled["test"]}
     for parts, message in (
         ({"train": labelled["train"]}, "its parts are train, but must be train and test"),
         (mixed, "all parts must have the same rows and features, and targets of one kind"),
@@ -121,24 +121,24 @@ def test_kinds_of_targets():
             "test targets are int64 of shape (3,), but must be a class from 0 for each of 3",
         ),
         (
-            {**whole.whole, "test": whole.whole["test"]._replace(targets=np.ones((3, 4)))},
+            {**whole.given, "test": whole.given["test"]._replace(targets=np.ones((3, 4)))},
             "or values of shape (3, 4, 2).",
         ),
         (
             {
-                **whole.whole,
+                **whole.given,
                 "test": Part(SERIES._replace(times=TIMES[:1, [1, 0, 2]]), VALUES),
             },
             "made up, test: times have shape (1, 3), but with values of shape (2, 3, 2)",
         ),
     ):
         with pytest.raises(ValueError) as refusal:
-            replace(whole, whole=parts)
+            replace(whole, given=parts)
         assert message in str(refusal.value)
 
 
 def test_unknown_targets_are_kept():
-    whole = data().whole
+    whole = data().given
     targets = whole["train"].targets.copy()
     targets[0, 0, 0] = np.nan
     kept = TimeSeriesData("some", {**whole, "train": whole["train"]._replace(targets=targets)})

@@ -25,7 +25,7 @@ from ocresnet.data.time_series import Series, TimeSeriesData
 from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset
-from ocresnet.training.optimizers import AdamW
+from ocresnet.training.optimizers import EKFAC, AdamW
 from ocresnet.training.restore import restore_network
 from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
@@ -200,6 +200,29 @@ def replace_classes(data):
         return data
     parts = {
         name: part._replace(targets=np.arange(len(part.targets)) % 2)
-        for name, part in data.whole.items()
+        for name, part in data.given.items()
     }
     return TimeSeriesData("labelled", parts)
+
+
+def test_factors_of_curvature_are_recorded_along_the_series():
+    data, _, _ = drawn_data("classification", 200)
+    config = TrainingConfig(epochs=4, batch_size=40, stage_cost=0.0, optimizer=EKFAC())
+    network = for_dataset(NETWORK_OF["classification"], data)
+    run = fit(network, config, data, devices=ONE_DEVICE, progress=False)
+    assert run.metrics[-1]["objective"] < run.metrics[0]["objective"]
+
+
+def test_two_devices_learn_what_one_does():
+    data, _, _ = drawn_data("prediction")
+    config = TrainingConfig(
+        epochs=2, batch_size=20, stage_cost=0.0, loss="mean_squared_error", optimizer=AdamW()
+    )
+    network = for_dataset(NETWORK_OF["prediction"], data)
+    one, two = (
+        fit(network, config, data, devices=jax.devices()[:count], progress=False)
+        for count in (1, 2)
+    )
+    for name in ("train", "test"):
+        losses = (run.metrics[-1][name]["losses"] for run in (one, two))
+        np.testing.assert_allclose(next(losses), next(losses), rtol=1e-4)
