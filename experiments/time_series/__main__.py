@@ -169,11 +169,12 @@ def run(flags: Flags) -> None:
 def _settings(
     generator: Generator, network: GRUODEConfig, training: TrainingConfig, series: int
 ) -> dict[str, Any]:
-    """What the rows of a table have in common."""
+    """What the rows of the tables have in common, whatever their task, its loss and their seed."""
     described = {name: value for name, value in asdict(network).items() if name != "task"}
     for name in FROM_THE_DATA:
         del described[name]
-    trained = {name: value for name, value in configs.describe(training).items() if name != "seed"}
+    trained = configs.describe(training)
+    del trained["seed"], trained["loss"]
     return {
         "series": {"train": series, "test": TEST_SERIES},
         "generator": asdict(generator),

@@ -95,6 +95,17 @@ def test_a_killed_run_is_continued_to_the_same_table(task, tmp_path, monkeypatch
     assert len(accuracies) == (task == "classification")
 
 
+def test_runs_of_both_tasks_and_several_seeds_are_rows_of_one_study():
+    settings = []
+    for given in (["--task=prediction"], ["--task=classification", "--seed=3"]):
+        values = time_series.FlagValues()
+        flags = time_series.Flags(values)
+        values(["program", *given])
+        parts = flags.generator(), flags.network(), flags.training(), flags.series
+        settings.append(time_series._settings(*parts))
+    assert settings[0] == settings[1]
+
+
 def test_rows_of_several_seeds_are_one_table():
     rows = [
         {
