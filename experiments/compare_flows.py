@@ -1,4 +1,4 @@
-"""Test log-likelihoods of flows over seeds, beside those of normal densities.
+"""Test log-likelihoods (nats) of flows over seeds, beside those of normal densities.
 
   python -m experiments.compare_flows --run=runs/moons_0 --run=runs/moons_1 \
       --output=results/flows/likelihoods
@@ -22,7 +22,8 @@ from .common.flag_kinds import FlagValues, Section
 from .flow import LIKELIHOOD
 
 SPLIT = "test"
-COLUMNS = ("data", "trace in training", "runs", "flow (nats)", "normal density (nats)")
+NAMES = ("flow", "own solver", "normal density")
+COLUMNS = ("data", "trace in training", "runs", *NAMES)
 
 
 class Flags:
@@ -42,7 +43,7 @@ def measured(workdir: Path) -> dict[str, Any]:
         "data": likelihood["dataset"],
         "trace": config["architecture"]["trace"],
         "seed": config["training"]["seed"],
-        **{name: likelihood[SPLIT][name]["mean"] for name in ("flow", "normal")},
+        **{name: likelihood[SPLIT][name]["mean"] for name in NAMES},
     }
 
 
@@ -55,7 +56,7 @@ def compare(flags: Flags) -> None:
     rows = []
     for kind in kinds:
         own = [run for run in runs if (run["data"], run["trace"]) == kind]
-        values = (_over_seeds([run[name] for run in own]) for name in ("flow", "normal"))
+        values = (_over_seeds([run[name] for run in own]) for name in NAMES)
         rows.append((*kind, len(own), *values))
     table = reports.markdown_table(COLUMNS, rows, left=2)
     print(table)

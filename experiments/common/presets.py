@@ -308,7 +308,7 @@ PRESETS |= {
 _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
-    FlowConfig: FlowConfig(solver="rk4", steps=4),
+    FlowConfig: FlowConfig(solver="rk4", steps=8),
     GRUODEConfig: GRUODEConfig(solver="rk4", steps=1),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {

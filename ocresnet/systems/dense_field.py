@@ -74,13 +74,15 @@ def dense_field(hidden: int, activation: Activation) -> VectorField:
 def field_with_growth(hidden: int, activation: Activation) -> VectorField:
     """(dx/dt, dl/dt) side by side, as a vector field of states (x, l).
 
-    Its parameters are (theta, v), v as `directions` gives them; a state is one array,
-    [batch, features + 1].
+    Its parameters are (theta, v), v as `directions` gives them, or None: the unit vectors, which
+    are no parameters (in a solve these have adjoints). A state is one array, [batch, features + 1].
     """
 
     def field(params: PyTree, time: Array, state: Array) -> Array:
         theta, vectors = params
-        slope, products = _with_products(hidden, activation, theta, time, state[:, :-1], vectors)
+        x = state[:, :-1]
+        vectors = directions("exact", None, x) if vectors is None else vectors
+        slope, products = _with_products(hidden, activation, theta, time, x, vectors)
         growth = jnp.sum(vectors * products, axis=(1, 2))
         return jnp.concatenate([slope, growth[:, None]], axis=-1)
 

@@ -6,8 +6,8 @@
 
 The state is (x, l), side by side in one array [batch, features + 1], and the last one is the
 network's output: the cost `negative_log_likelihood` (`costs.py`) reads log p from it. F is dense
-(`dense_field.py`), theta the same at all times. Samples, and log p for a
-user, are in `continuous/flows.py`.
+(`dense_field.py`), theta the same at all times. Samples, and log p for a user, are in
+`continuous/flows.py`.
 
 In training, the trace may be estimated with a random vector, which stays the same during a step of
 the solver (an adaptive solve is one). Its draws are counted by the batch statistics: they are what
@@ -16,7 +16,7 @@ drawn, and a second forward pass what the first one drew. In inference mode the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import jax
@@ -122,13 +122,14 @@ class FlowConfig(SolverSettings, Architecture):
         field, adaptive = field_with_growth(len(self.hidden), self.activation), self.adaptive
         if adaptive is not None:
             require_diffrax()
+            execution = replace(execution, remat="none")  # it keeps what its gradient needs
 
         def transition(stage: Stage, state: Array) -> tuple[Array, PyTree]:
-            vectors, drawn = self._draw(stage, state, axis_name)
+            vectors, drawn = self._draw(stage, state[:, :-1], axis_name)
             params = stage.params, vectors
             if adaptive is not None:
                 return solve(adaptive, field, params, 0.0, self.horizon, state), drawn
-            h = self.horizon / len(self.times[1:])
+            h = self.horizon / self.transitions
             return explicit_steps.step(self.fixed, field, params, stage.time, h, state), drawn
 
         def initial_state(images: Array) -> Array:
@@ -139,18 +140,17 @@ class FlowConfig(SolverSettings, Architecture):
         segment = Segment(
             FLOW,
             transition,
-            length=len(self.times[1:]),
+            length=self.transitions,
             tied=True,
             times=self.times[:-1],
             layers=field_layers(len(self.hidden)),
         )
         return System((segment,), initial_state=initial_state, execution=execution)
 
-    def _draw(self, stage: Stage, state: Array, axis_name: AxisName) -> tuple[Array, PyTree]:
-        """The directions of a transition's trace, and the new batch statistics."""
-        x = state[:, :-1]
+    def _draw(self, stage: Stage, x: Array, axis_name: AxisName) -> tuple[Array | None, PyTree]:
+        """The random directions of a transition's trace, if any, and the new batch statistics."""
         if self.trace == "exact" or not stage.train:
-            return directions("exact", None, x), {}
+            return None, {}
         draws = stage.batch_stats["draws"]
         key = jax.random.fold_in(jax.random.key(0), draws.astype(jnp.int32))
         if axis_name is not None:
@@ -175,5 +175,5 @@ class FlowConfig(SolverSettings, Architecture):
         """Batch statistics from which other random vectors are drawn; none for the exact trace."""
         if self.trace == "exact":
             return {}
-        first = jax.random.randint(key, (len(self.times[1:]),), 0, FIRST_DRAWS)
+        first = jax.random.randint(key, (self.transitions,), 0, FIRST_DRAWS)
         return {FLOW: {"draws": first.astype(jnp.float32)}}

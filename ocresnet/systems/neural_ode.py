@@ -103,7 +103,7 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
     @property
     def depth(self) -> int:
         """N, the number of residual blocks: of steps, or one where the solver is adaptive."""
-        return self.steps or 1
+        return self.transitions
 
     def without(self, blocks: Collection[int]) -> Self:
         """The architecture with a shorter horizon, of as many steps less, each as long as before.

@@ -114,11 +114,14 @@ class SolverSettings(SolverChoice):
         super().check_solver()
 
     @property
+    def transitions(self) -> int:
+        """How many there are: a step each, or the whole of an adaptive solve."""
+        return self.steps or 1
+
+    @property
     def times(self) -> tuple[float, ...]:
-        """t_k before every step and after the last, from 0 to the horizon; of an adaptive solve,
-        which is one transition, both ends."""
-        count = self.steps or 1
-        return tuple(self.horizon * k / count for k in range(count + 1))
+        """t_k before every transition and after the last, from 0 to the horizon."""
+        return tuple(self.horizon * k / self.transitions for k in range(self.transitions + 1))
 
 
 def foreign_fields(solver: Solver) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import expm
 from scipy.stats import multivariate_normal
 
-from ocresnet.continuous.flows import from_base, log_likelihood, sample, to_base
+from ocresnet.continuous.flows import finer, from_base, log_likelihood, sample, to_base
 from ocresnet.density_plots import density_grid
 from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.mlp import MLPConfig
@@ -97,6 +97,23 @@ def test_samples_come_back_to_their_base(architecture):
     np.testing.assert_array_equal(sample(network, jax.random.key(1), 40), data)
 
 
+def test_a_finer_solver_finds_out_a_coarse_one():
+    exact = random_network(FLOW)
+    rough = exact.replace(architecture=replace(FLOW, steps=1))
+    wanted = log_likelihood(exact, points(30))
+    error = np.abs(log_likelihood(rough, points(30)) - wanted).max()
+    fine = finer(rough, 20)
+    assert fine.architecture.steps == 20
+    assert np.abs(log_likelihood(fine, points(30)) - wanted).max() < error / 100
+
+
+def test_a_finer_adaptive_solver_has_smaller_tolerances():
+    rough = random_network(replace(ADAPTIVE, rtol=1e-3, atol=4e-6, trace="rademacher"))
+    fine = finer(rough, 10).architecture.adaptive
+    assert (fine.rtol, fine.atol, fine.max_steps) == (1e-4, 1e-6, 1000)
+    assert finer(random_network(ADAPTIVE)).architecture.rtol == 1e-8
+
+
 def test_points_may_be_images():
     network = random_network(FLOW)
     of_points = log_likelihood(network, points(5))
@@ -123,6 +140,7 @@ def test_what_is_no_flow_or_does_not_fit_is_refused():
         (lambda: log_likelihood(flow, np.zeros((3, 4))), r"shape \(3, 4\), but this flow needs \["),
         (lambda: log_likelihood(flow, np.zeros((0, 2))), "at least one."),
         (lambda: from_base(flow, np.zeros(2)), r"shape \(2,\), but this flow needs \[samples, 2\]"),
+        (lambda: finer(other), "only a flow has a likelihood and samples, and this is a MLPConfig"),
         (lambda: sample(flow, jax.random.key(0), 0), "samples is 0, but must be at least 1."),
         (
             lambda: log_likelihood(flow, points(2), trace="gaussian"),

@@ -12,7 +12,8 @@ def run(folder, data, trace, seed, flow, normal):
     folder.mkdir()
     config = {"architecture": {"trace": trace}, "training": {"seed": seed}}
     (folder / "config.json").write_text(json.dumps(config))
-    test = {"flow": {"mean": flow}, "normal": {"mean": normal}}
+    values = {"flow": flow, "own solver": flow + 0.5, "normal density": normal}
+    test = {name: {"mean": value} for name, value in values.items()}
     (folder / "likelihood.json").write_text(json.dumps({"dataset": data, "test": test}))
     return f"--run={folder}"
 
@@ -26,8 +27,8 @@ def test_means_and_deviations_over_seeds(tmp_path):
     outcome = call(compare_flows.main, *runs, f"--output={tmp_path / 'out' / 'table'}")
     assert outcome.code == 0, outcome.errors
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert lines[2] == "| moons | exact | 2 | -1.100 ± 0.141 | -2.000 ± 0.000 |"
-    assert lines[3] == "| moons | gaussian | 1 | -1.500 | -2.000 |"
+    assert lines[2] == "| moons | exact | 2 | -1.100 ± 0.141 | -0.600 ± 0.141 | -2.000 ± 0.000 |"
+    assert lines[3] == "| moons | gaussian | 1 | -1.500 | -1.000 | -2.000 |"
     record = json.loads((tmp_path / "out" / "table.json").read_text())
     assert [one["seed"] for one in record["runs"]] == [0, 0, 1] and "commit" in record["made"]
 

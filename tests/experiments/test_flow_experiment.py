@@ -30,11 +30,11 @@ def rows_of(workdir: Path) -> list[dict]:
     return [{key: row[key] for key in row if "second" not in key} for row in rows]
 
 
-def test_one_command_trains_measures_and_draws(tmp_path):
+def test_one_command_trains_measures_and_draws(tmp_path, monkeypatch):
     code, output, errors = run(tmp_path)
     assert code == 0, errors
     lines = output.splitlines()
-    assert "| log-likelihood (nats) | flow | normal density |" in lines
+    assert "| log-likelihood (nats) | flow | own solver | normal density |" in lines
     measured = json.loads((tmp_path / "likelihood.json").read_text())
     shown = f"{measured['test']['flow']['mean']:.3f} ± "
     assert any(line.startswith(f"| test | {shown}") for line in lines)
@@ -43,7 +43,17 @@ def test_one_command_trains_measures_and_draws(tmp_path):
     with np.load(tmp_path / "samples.npz") as file:
         assert file["samples"].shape == (4000, 2)
     losses = [row["validation"]["losses"][-1] for row in rows_of(tmp_path)]
-    np.testing.assert_allclose(measured["validation"]["flow"]["mean"], -min(losses), rtol=1e-4)
+    np.testing.assert_allclose(
+        measured["validation"]["own solver"]["mean"], -min(losses), rtol=1e-4
+    )
+
+    assert "too coarse" not in output
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "COARSE", 0.0)
+        code, output, _ = run(tmp_path)
+    measured = measured["test"]
+    error = measured["own solver"]["mean"] - measured["flow"]["mean"]
+    assert code == 0 and f"the solver is too coarse: by {error:+.3f} nats it is wrong" in output
 
     code, output, errors = call(evaluate.main, f"--workdir={tmp_path}")
     assert code == 0 and "accuracy" not in output and "test loss" in output, errors

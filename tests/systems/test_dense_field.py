@@ -22,9 +22,7 @@ def test_the_exact_trace_is_that_of_the_whole_jacobian():
         @quick_jit
         def both(x):
             state = jnp.concatenate([x, jnp.zeros((6, 1))], axis=-1)
-            slopes = field_with_growth(2, "tanh")(
-                (params, directions("exact", None, x)), time, state
-            )
+            slopes = field_with_growth(2, "tanh")((params, None), time, state)
             jacobians = jax.vmap(jax.jacrev(lambda x: field(params, time, x[None])[0]))(x)
             return slopes, field(params, time, x), jacobians
 
