@@ -14,6 +14,7 @@ Public names, in the order one uses them:
   remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
   predict                          classify, leaving early where an exit is sure
   FlowConfig, log_likelihood, sample    a continuous normalizing flow: densities and samples
+  GRUODEConfig, Series, TimeSeriesData    a GRU-ODE: irregular series with missing values
   save, load, Network              a network on disk
   export_network, load_exported    one that runs without this package, as StableHLO
   Problem, linearize, Keep, ocnopt, curvature    the Bellman recursion as an optax optimizer, in a
@@ -30,6 +31,7 @@ from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.data.dataset import Dataset
 from ocresnet.data.sources import load_dataset
+from ocresnet.data.time_series import Series, TimeSeriesData
 from ocresnet.export import export_network, load_exported
 from ocresnet.problem import Problem
 from ocresnet.stage_cost.early_exit import predict
@@ -40,6 +42,7 @@ from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.flow import FlowConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network, load, save
@@ -61,6 +64,7 @@ __all__ = [
     "CNNConfig",
     "Dataset",
     "FlowConfig",
+    "GRUODEConfig",
     "InceptionConfig",
     "Keep",
     "MLPConfig",
@@ -71,7 +75,9 @@ __all__ = [
     "RMSprop",
     "ResNetConfig",
     "ResidualMLPConfig",
+    "Series",
     "System",
+    "TimeSeriesData",
     "TrainingConfig",
     "TransformerConfig",
     "__version__",

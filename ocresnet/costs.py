@@ -28,7 +28,7 @@ Array = jax.Array
 PyTree = Any
 
 Factor = Literal["gradient", "sampled", "exact"]
-Loss = Literal["cross_entropy", "l2", "negative_log_likelihood"]
+Loss = Literal["cross_entropy", "l2", "negative_log_likelihood", "mean_squared_error"]
 
 PerSampleLoss = Callable[[Array, PyTree], Array]
 """(logits [..., classes], targets, as a rule labels [...]) -> loss of each sample [...]."""
@@ -53,13 +53,19 @@ class Cost:
     lower_bound: Callable[[int], float] | None = None
     classifies: bool = True
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a least value."""
+        return self.lower_bound is None or math.isfinite(self.lower_bound(2))
+
 
 def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cost:
     """The cost called `loss`, of logits and integer labels.
 
     Args:
       loss: "cross_entropy" (nats); "l2": half the squared distance to the one-hot target; or
-        "negative_log_likelihood" (nats) of a flow's data, whose outputs are no logits.
+        "negative_log_likelihood" (nats) of a flow's data, whose outputs are no logits; or
+        "mean_squared_error" of outputs that predict numbers.
       label_smoothing: share s of the target spread evenly over the classes,
         target = (1 - s) onehot + s / classes.
 
@@ -74,13 +80,15 @@ def make_cost(loss: Loss = "cross_entropy", label_smoothing: float = 0.0) -> Cos
         raise ValueError(f"loss is {loss!r}, but must be one of {', '.join(get_args(Loss))}.")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, but must be in [0, 1).")
-    if loss == "negative_log_likelihood":
+    if loss in ("negative_log_likelihood", "mean_squared_error"):
+        likelihood = loss == "negative_log_likelihood"
         if label_smoothing > 0:
             raise ValueError(
-                f"label_smoothing is {label_smoothing}, but a likelihood has no labels to smooth: "
-                "set it to 0."
+                f"label_smoothing is {label_smoothing}, but a "
+                f"{'likelihood' if likelihood else 'prediction'} has no labels to smooth: set it "
+                "to 0."
             )
-        return negative_log_likelihood
+        return negative_log_likelihood if likelihood else mean_squared_error
     return _make_cost(loss, label_smoothing)
 
 
@@ -128,6 +136,19 @@ def _density_sampled(key: Array, outputs: Array) -> Array:
     return _squared_error_sampled(key, outputs).at[..., -1].set(0)
 
 
+def _mean_squared_error(outputs: Array, targets: Array) -> Array:
+    """See `mean_squared_error`."""
+    if targets.size // len(targets) != outputs.shape[-1]:
+        raise ValueError(
+            f"the targets have shape {targets.shape}, but must be the {outputs.shape[-1]} numbers "
+            "that are predicted for each sample."
+        )
+    targets = targets.reshape(len(targets), -1)
+    known = jnp.isfinite(targets)
+    errors = jnp.where(known, outputs - jnp.where(known, targets, 0), 0)
+    return jnp.sum(jnp.square(errors), axis=-1) / jnp.maximum(jnp.sum(known, axis=-1), 1)
+
+
 def _entropy_of_target(label_smoothing: float, classes: int) -> float:
     """The cross-entropy of logits that reproduce a smoothed target."""
     rest = label_smoothing / classes
@@ -171,3 +192,7 @@ negative_log_likelihood = Cost(
     classifies=False,
 )
 """-log p of a flow's data, in nats; labels are not looked at."""
+
+mean_squared_error = Cost(_mean_squared_error, classifies=False)
+"""The mean of the squared errors of a sample's predictions [..., numbers], over those whose targets
+[batch, ...] are known: NaN is none; 0 where none is known."""

@@ -33,6 +33,22 @@ def test_l2(smoothing):
     np.testing.assert_allclose(make_cost("l2", smoothing).value(LOGITS, LABELS), wanted, rtol=1e-5)
 
 
+def test_mean_squared_error_is_over_what_is_known():
+    targets = np.random.default_rng(1).normal(size=(5, 3, 1))
+    targets[0, 1], targets[2] = np.nan, np.nan
+    cost = make_cost("mean_squared_error")
+    wanted = np.nan_to_num(LOGITS - targets[..., 0]) ** 2
+    wanted = np.sum(np.where(np.isnan(targets[..., 0]), 0, wanted), -1) / [2, 3, 1, 3, 3]
+    np.testing.assert_allclose(cost.value(LOGITS, targets), wanted, rtol=1e-5)
+    slopes = jax.grad(lambda outputs: jnp.sum(cost.value(outputs, targets)))(LOGITS[0])
+    assert np.isfinite(slopes).all() and np.all(slopes[2] == 0) and slopes[0, 1] == 0
+    assert not cost.classifies
+    with pytest.raises(ValueError, match="the targets have shape .5,., but must be the 3 numbers"):
+        cost.value(LOGITS, LABELS)
+    with pytest.raises(ValueError, match="but a prediction has no labels to smooth"):
+        make_cost("mean_squared_error", 0.1)
+
+
 def test_costs_of_the_same_arguments_are_the_same():
     """So that programs that were compiled for one are found for the other."""
     for same in (make_cost(), make_cost("cross_entropy", 0), make_cost(label_smoothing=0.0)):
@@ -96,7 +112,8 @@ def test_any_function_of_logits_and_targets_is_a_cost():
     [
         (
             ("hinge", 0.0),
-            "loss is 'hinge', but must be one of cross_entropy, l2, negative_log_likelihood.",
+            "loss is 'hinge', but must be one of cross_entropy, l2, negative_log_likelihood, "
+            "mean_squared_error.",
         ),
         (("l2", 1.0), "label_smoothing is 1.0, but must be in [0, 1)."),
         (("l2", -0.1), "label_smoothing is -0.1, but must be in [0, 1)."),

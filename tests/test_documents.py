@@ -53,6 +53,13 @@ def test_readme_learns_a_density():
     assert names["points"].shape == (1000, 2)
 
 
+def test_readme_predicts_series():
+    (example,) = (text for text in examples("README.md") if "GRUODEConfig" in text)
+    names = {}
+    exec(example.replace("epochs=10", "epochs=1").replace("draw(3000", "draw(200"), names)
+    assert names["ahead"].shape == (500, 20, 2)
+
+
 def test_readme_steps_with_ocnopt():
     (example,) = (text for text in examples("README.md") if "from_flax" in text)
     names = {}

@@ -15,12 +15,13 @@ from ocresnet.systems import counts, families
 from ocresnet.systems.architecture import Architecture, Exits, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.flow import FlowConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
 from ocresnet.systems.resnet import ResNetConfig
-from ocresnet.systems.solver_settings import SolverSettings, foreign_fields
+from ocresnet.systems.solver_settings import SolverChoice, foreign_fields
 from ocresnet.systems.system import Execution
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
@@ -308,6 +309,7 @@ _SMALL: dict[type[Architecture], Architecture] = {
     ResNetConfig: ResNetConfig.homogeneous(12, 16),
     NeuralODEConfig: NeuralODEConfig(solver="rk4", steps=8),
     FlowConfig: FlowConfig(solver="rk4", steps=8),
+    GRUODEConfig: GRUODEConfig(solver="rk4", steps=1),
 }
 DEFAULT_NETWORKS: dict[str, Architecture] = {
     name: _SMALL[family] if family in _SMALL else family()
@@ -379,7 +381,7 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
     Raises:
       ValueError: for an impossible network.
     """
-    if isinstance(network, SolverSettings) and "solver" in given:
+    if isinstance(network, SolverChoice) and "solver" in given:
         given = {**dict.fromkeys(foreign_fields(given["solver"])), **given}
     if not isinstance(network, ResNetConfig):
         return replace(network, **given)

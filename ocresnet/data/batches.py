@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
     Attributes:
       images: [devices, batch / devices, height, width, channels].
-      labels: [devices, batch / devices].
+      labels: [devices, batch / devices], or other targets [devices, batch / devices, ...].
     """
 
     images: Array
@@ -123,12 +123,12 @@ def training_batch(
     rows = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
     key = jax.random.fold_in(_key(seed, epoch, purpose=1), step)
     batch_images = augment(key, jnp.take(images, rows, axis=0), augmentation, fill)
-    batch_labels = jnp.take(labels, rows)
+    batch_labels = jnp.take(labels, rows, axis=0)
     part = batch_size // processes
     local = slice(process * part, (process + 1) * part)
     return Batch(
         batch_images[local].reshape(devices, part // devices, *images.shape[1:]),
-        batch_labels[local].reshape(devices, part // devices),
+        batch_labels[local].reshape(devices, part // devices, *labels.shape[1:]),
     )
 
 

@@ -11,7 +11,7 @@ from ocresnet.data.batches import Batching, Feed
 class TrainingData(Protocol):
     """A labelled image data set with the parts "train", "validation" (optionally) and "test".
 
-    `Dataset` and `StreamingDataset` say what their members are.
+    `Dataset`, `StreamingDataset` and `TimeSeriesData` say what their members are.
     """
 
     @property

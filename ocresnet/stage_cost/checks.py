@@ -28,8 +28,8 @@ def check_images(network: Any, images: Any) -> None:
     check_network(network)
     if not network.architecture.classifies:
         raise ValueError(
-            f"a {type(network.architecture).__name__} tells no classes apart: what it has is "
-            "continuous.flows.log_likelihood."
+            f"a {type(network.architecture).__name__} tells no classes apart: ocresnet.continuous "
+            "has what can be asked of it."
         )
     network.architecture.check_images(images)
     warning = pixel_range_warning(

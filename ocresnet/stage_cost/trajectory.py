@@ -223,8 +223,9 @@ def trajectory_sums(
         architecture, variables, images, own_output=own_output, train=train, execution=execution
     )[0]
     residuals = jnp.linalg.norm(jnp.diff(logits, axis=0), axis=-1)
-    of_classes = logits if architecture.classifies else logits[:0]
-    correct = jnp.argmax(of_classes, axis=-1) == labels
-    chances = jnp.exp(-cross_entropy.value(of_classes, labels))
+    correct = chances = jnp.zeros((0, len(mask)))
+    if architecture.classifies:
+        correct = jnp.argmax(logits, axis=-1) == labels
+        chances = jnp.exp(-cross_entropy.value(logits, labels))
     values = Trajectory(loss(logits, labels), correct, chances, residuals)
     return jax.tree.map(lambda value: jnp.sum(jnp.where(mask, value, 0), axis=-1), values)

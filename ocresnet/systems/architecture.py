@@ -17,12 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ocresnet.costs import Loss
 from ocresnet.systems.layers import AxisName
 from ocresnet.systems.system import Execution, PyTree, System, Variables
 
@@ -42,7 +43,6 @@ class Architecture(ABC):
     """A network for images, which as a rule tells classes apart; a family adds what it is made of.
 
     Attributes:
-      classifies: whether its outputs are logits of classes; a constant of the family.
       classes: logits.
       image_shape: (height, width, channels) of an input image.
       pixel_mean, pixel_deviation: what each channel of an input is normalised with, first of all.
@@ -50,8 +50,6 @@ class Architecture(ABC):
     Raises:
       ValueError: for an impossible value, saying what is allowed.
     """
-
-    classifies: ClassVar[bool] = True
 
     classes: int = 10
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -100,6 +98,16 @@ class Architecture(ABC):
     def outputs(self) -> int:
         """How many outputs a forward pass gives: the intermediate ones and the last."""
         return 1
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its outputs are logits of classes."""
+        return True
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses that it can be trained with."""
+        return ("cross_entropy", "l2")
 
     @property
     def not_finite(self) -> str:

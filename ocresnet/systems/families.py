@@ -10,6 +10,7 @@ from typing import Any
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.flow import FlowConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[Architecture]] = {
     "inception": InceptionConfig,
     "transformer": TransformerConfig,
     "neural_ode": NeuralODEConfig,
+    "gru_ode": GRUODEConfig,
     "flow": FlowConfig,
 }
 

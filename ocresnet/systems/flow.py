@@ -17,13 +17,14 @@ drawn, and a second forward pass what the first one drew. In inference mode the 
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ocresnet.costs import Loss
 from ocresnet.systems import explicit_steps
 from ocresnet.systems.adaptive_gradients import solve
 from ocresnet.systems.adaptive_solves import require_diffrax
@@ -74,8 +75,6 @@ class FlowConfig(SolverSettings, Architecture):
       ValueError: for an impossible value, saying what is allowed.
     """
 
-    classifies: ClassVar[bool] = False
-
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
     trace: Trace = "exact"
@@ -86,6 +85,16 @@ class FlowConfig(SolverSettings, Architecture):
         require_one_of("activation", self.activation, get_args(Activation))
         require_one_of("trace", self.trace, get_args(Trace))
         self.check_solver()
+
+    @property
+    def classifies(self) -> bool:
+        """See `Architecture.classifies`."""
+        return False
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """See `Architecture.losses`."""
+        return ("negative_log_likelihood",)
 
     @property
     def features(self) -> int:

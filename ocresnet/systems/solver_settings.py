@@ -14,14 +14,13 @@ ADAPTIVE_FIELDS = ("rtol", "atol", "max_steps", "adjoint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolverSettings:
-    """The horizon and the solver, as fields of an architecture.
+class SolverChoice:
+    """The solver, as fields of an architecture.
 
     What a solver does not have is None. What it has and is None is that of `AdaptiveSolver`
     (`adaptive_solves.py`): tolerances of 1e-3, at most 100 steps, the direct adjoint.
 
     Attributes:
-      horizon: T.
       solver: euler, midpoint and rk4 take `steps` equal steps; dopri5 and tsit5 choose theirs.
       steps: N, of euler, midpoint and rk4.
       rtol, atol: tolerances of dopri5 and tsit5.
@@ -30,7 +29,6 @@ class SolverSettings:
         by a solve of the adjoint equation backward in time.
     """
 
-    horizon: float = 1.0
     solver: Solver = "dopri5"
     steps: int | None = None
     rtol: float | None = None
@@ -45,10 +43,6 @@ class SolverSettings:
           ValueError: saying what is allowed.
         """
         require_one_of("solver", self.solver, get_args(Solver))
-        [horizon] = finite_numbers("horizon", (self.horizon,))
-        object.__setattr__(self, "horizon", horizon)
-        if horizon <= 0:
-            raise ValueError(f"horizon is {horizon}, but must be positive.")
         for name in foreign_fields(self.solver):
             if getattr(self, name) is not None:
                 belongs = "euler, midpoint and rk4" if name == "steps" else "dopri5 and tsit5"
@@ -85,16 +79,6 @@ class SolverSettings:
         return self.solver
 
     @property
-    def transitions(self) -> int:
-        """How many there are: a step each, or the whole of an adaptive solve."""
-        return self.steps or 1
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """t_k before every transition and after the last, from 0 to the horizon."""
-        return tuple(self.horizon * k / self.transitions for k in range(self.transitions + 1))
-
-    @property
     def not_finite(self) -> str:
         """See `Architecture.not_finite`."""
         if self.adaptive is None:
@@ -106,6 +90,40 @@ class SolverSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings(SolverChoice):
+    """The horizon and the solver, as fields of an architecture.
+
+    Attributes:
+      horizon: T.
+      solver, steps, rtol, atol, max_steps, adjoint: as of `SolverChoice`.
+    """
+
+    horizon: float = 1.0
+
+    def check_solver(self) -> None:
+        """Refuse impossible values, and settings that the solver does not have.
+
+        Raises:
+          ValueError: saying what is allowed.
+        """
+        [horizon] = finite_numbers("horizon", (self.horizon,))
+        object.__setattr__(self, "horizon", horizon)
+        if horizon <= 0:
+            raise ValueError(f"horizon is {horizon}, but must be positive.")
+        super().check_solver()
+
+    @property
+    def transitions(self) -> int:
+        """How many there are: a step each, or the whole of an adaptive solve."""
+        return self.steps or 1
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """t_k before every transition and after the last, from 0 to the horizon."""
+        return tuple(self.horizon * k / self.transitions for k in range(self.transitions + 1))
+
+
 def foreign_fields(solver: Solver) -> tuple[str, ...]:
-    """The fields of `SolverSettings` that other solvers have and this one has not."""
+    """The fields of `SolverChoice` that other solvers have and this one has not."""
     return FIXED_STEP_FIELDS if solver in get_args(AdaptiveMethod) else ADAPTIVE_FIELDS

@@ -2,7 +2,7 @@
 
 import jax
 
-from ocresnet.costs import Cost
+from ocresnet.costs import PerSampleLoss, make_cost
 from ocresnet.data.training_data import TrainingData
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
@@ -87,24 +87,31 @@ def check_optimizer(architecture: Architecture, config: TrainingConfig, devices:
     config.optimizer.check(architecture, problem, variables, devices, samples)
 
 
-def check_cost(architecture: Architecture, config: TrainingConfig, cost: Cost) -> None:
-    """Refuse a cost of logits for outputs that are none, and the other way round.
+def check_loss(
+    architecture: Architecture, config: TrainingConfig, loss: PerSampleLoss | None
+) -> None:
+    """Refuse a loss of other outputs than the network has, a teacher of classes where it has none,
+    and an optimizer's lower bound of 0 under a loss that has none.
+
+    Args:
+      architecture, config: of the run.
+      loss: is used instead of that of `config`, unless it is None.
 
     Raises:
       ValueError: naming the losses that fit.
     """
-    if architecture.classifies != cost.classifies:
-        fitting = "cross_entropy or l2" if architecture.classifies else "negative_log_likelihood"
+    if loss is None and config.loss not in architecture.losses:
         raise ValueError(
             f"loss is {config.loss!r}, but a {type(architecture).__name__} is trained with "
-            f"{fitting}."
+            f"{' or '.join(architecture.losses)}."
         )
-    if config.distillation > 0 and not cost.classifies:
+    if config.distillation > 0 and not architecture.classifies:
         raise ValueError(
             f"distillation is {config.distillation}, but a {type(architecture).__name__} has no "
             "classes to learn from a teacher: set it to 0."
         )
-    if not cost.classifies and getattr(config.optimizer, "lower_bound", None) == 0:
+    unbounded = loss is None and not make_cost(config.loss, config.label_smoothing).bounded
+    if unbounded and getattr(config.optimizer, "lower_bound", None) == 0:
         raise ValueError(
             f"lower_bound is 0, but the loss of a {type(architecture).__name__} may fall below, "
             f"where {type(config.optimizer).__name__} would stand still: give a number that it "

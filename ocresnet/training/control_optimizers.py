@@ -253,7 +253,7 @@ class OCNOpt(CurvatureOptimizer):
             raise ValueError(
                 f"factor is {self.factor!r}, which the loss does not have: choose 'gradient'."
             )
-        if self.region == "square" and self.lower_bound is None and not problem.cost.classifies:
+        if self.region == "square" and self.lower_bound is None and not problem.cost.bounded:
             raise ValueError(
                 f"region 'square' needs a lower bound of the loss, and that of a {name} has none: "
                 "give lower_bound, or choose region 'smaller'."

@@ -36,7 +36,7 @@ def evaluate(
       network: of any family.
       images: [samples, height, width, channels], or anything with a length that gives them for an
         array of indices.
-      labels: [samples], integers.
+      labels: [samples], integers, or whatever targets [samples, ...] the loss takes.
       loss: per-sample loss.
       devices: local devices.
       own_output: measure the network's own output only, and compute none of its exits.

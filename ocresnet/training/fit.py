@@ -22,10 +22,10 @@ from ocresnet.systems.network import Network
 from ocresnet.training import config as configs
 from ocresnet.training import records
 from ocresnet.training.compatibility import (
-    check_cost,
     check_fit,
     check_initial,
     check_kinds,
+    check_loss,
     check_optimizer,
 )
 from ocresnet.training.config import TrainingConfig
@@ -134,7 +134,7 @@ def fit(
     if loss is not None:
         cost = Cost(loss, classifies=architecture.classifies)
     check_fit(architecture, config, data, total_devices)
-    check_cost(architecture, config, cost)
+    check_loss(architecture, config, loss)
     if optimizer is None:
         check_optimizer(architecture, config, total_devices)
     check_teacher(architecture, config, teacher)

@@ -13,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ocresnet.costs import make_cost
 from ocresnet.data.batches import Batch, epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.system import Variables
 from ocresnet.training.compatibility import (
-    check_cost,
     check_fit,
     check_kinds,
+    check_loss,
     check_optimizer,
 )
 from ocresnet.training.config import TrainingConfig
@@ -106,7 +105,7 @@ def sweep(
     """
     check_kinds(architecture, config, data)
     check_fit(architecture, config, data, devices=1)
-    check_cost(architecture, config, make_cost(config.loss, config.label_smoothing))
+    check_loss(architecture, config, None)
     if not architecture.classifies:
         raise ValueError(
             f"a sweep measures accuracies, and a {type(architecture).__name__} has none: use fit."

@@ -6,6 +6,7 @@ from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.families import FAMILIES
 from ocresnet.systems.flow import FlowConfig
+from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.inception import InceptionConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
@@ -80,6 +81,12 @@ EVERY: dict[str, Architecture] = {
     ),
     "flow, rademacher": FlowConfig(
         (3, 2), solver="euler", steps=2, trace="rademacher", classes=4, image_shape=(1, 1, 3)
+    ),
+    "gru_ode": GRUODEConfig(
+        width=4, field_layers=2, solver="midpoint", steps=2, classes=3, image_shape=(3, 2, 3)
+    ),
+    "gru_ode, prediction": GRUODEConfig(
+        task="prediction", width=3, field_layers=1, hidden=2, classes=4, image_shape=(2, 2, 3)
     ),
 }
 
