@@ -98,6 +98,6 @@ def _solve(architecture: NeuralODEConfig, variables: Variables, images: Array) -
         architecture.field(),
         variables.params[ODE]["residual"],
         0.0,
-        architecture.horizon,
+        architecture.horizon_of(variables.params),
         initial_value(architecture, variables, images),
     )

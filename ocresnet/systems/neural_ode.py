@@ -41,6 +41,7 @@ from ocresnet.systems.architecture import (
     require_whole,
     whole_numbers,
 )
+from ocresnet.systems.dynamics import Dynamics
 from ocresnet.systems.explicit_steps import FixedStepMethod, VectorField
 from ocresnet.systems.layers import AxisName, Convolution, Params
 from ocresnet.systems.mlp import Activation
@@ -80,7 +81,9 @@ class NeuralODEConfig(ResidualArchitecture):
       hidden: features, or channels, inside F; 0 means as many as `width`.
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
-      horizon: T.
+      horizon: T; where it is free, the one that training starts from.
+      free_horizon: whether T is a parameter, which training moves
+        (`continuous/horizon.py`).
       solver: euler, midpoint and rk4 take `steps` equal steps; dopri5 and tsit5 choose theirs.
       steps: N, of euler, midpoint and rk4.
       rtol, atol: tolerances of dopri5 and tsit5.
@@ -100,6 +103,7 @@ class NeuralODEConfig(ResidualArchitecture):
     strides: tuple[int, ...] = ()
     activation: Activation = "tanh"
     horizon: float = 1.0
+    free_horizon: bool = False
     solver: Solver = "dopri5"
     steps: int | None = None
     rtol: float | None = None
@@ -129,6 +133,8 @@ class NeuralODEConfig(ResidualArchitecture):
         object.__setattr__(self, "horizon", horizon)
         if horizon <= 0:
             raise ValueError(f"horizon is {horizon}, but must be positive.")
+        if not isinstance(self.free_horizon, bool):
+            raise ValueError(f"free_horizon is {self.free_horizon!r}, but must be True or False.")
         self._check_solver()
 
     def _check_solver(self) -> None:
@@ -164,7 +170,16 @@ class NeuralODEConfig(ResidualArchitecture):
 
     @property
     def times(self) -> tuple[float, ...]:
-        """t_k of every output, from 0 to the horizon: [depth + 1]."""
+        """t_k of every output, from 0 to the horizon: [depth + 1].
+
+        Raises:
+          ValueError: where the horizon is free, and so among the parameters.
+        """
+        if self.free_horizon:
+            raise ValueError(
+                "the horizon of this Neural ODE is free, and its times are not known without its "
+                "parameters: make it constant with continuous.horizon.fix_horizon(network)."
+            )
         return tuple(self.horizon * k / self.depth for k in range(self.depth + 1))
 
     @property
@@ -200,6 +215,40 @@ class NeuralODEConfig(ResidualArchitecture):
                 "one."
             )
         return replace(self, steps=kept, horizon=self.times[kept])
+
+    def horizon_of(self, params: PyTree) -> Array | float:
+        """T of a network with these parameters."""
+        return self.dynamics.horizon(params[ODE])
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The differential equation, of `params["ode"]`.
+
+        Raises:
+          ImportError: for an adaptive solver without diffrax.
+        """
+        field, adaptive = self.field(), self.adaptive
+        if adaptive is not None:
+            require_diffrax()
+
+        def slope(params: PyTree, time: Array, x: Array) -> Array:
+            return field(params["residual"], time, x)
+
+        def one_step(params: PyTree, time: Array, h: Array | float, x: Array) -> Array:
+            return explicit_steps.step(self.fixed, field, params["residual"], time, h, x)
+
+        def whole_solve(params: PyTree, time: Array, h: Array | float, x: Array) -> Array:
+            assert adaptive is not None
+            # In half precision the error that chooses the steps would be that of rounding.
+            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            end = solve(adaptive, field, params["residual"], time, time + h, exact)
+            return end.astype(x.dtype)
+
+        def horizon(params: PyTree) -> Array | float:
+            return params["horizon"] if self.free_horizon else self.horizon
+
+        advance = one_step if adaptive is None else whole_solve
+        return Dynamics(slope, advance, horizon, self.free_horizon)
 
     def field(self) -> VectorField:
         """F, of the parameters `params["ode"]["residual"]`, the time and a state [batch, ...]."""
@@ -264,36 +313,27 @@ class NeuralODEConfig(ResidualArchitecture):
         ]
 
     def _ode(self, output: Output | None) -> Segment:
-        """The segment of the differential equation."""
-        field = self.field()
-        adaptive = self.adaptive
-        if adaptive is not None:
-            require_diffrax()
+        """The segment of the differential equation; its transitions' times are shares of T."""
+        dynamics = self.dynamics
 
         def skip(stage: Stage, x: Array) -> Array:
             return x
 
-        def one_step(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            theta, h = stage.params["residual"], self.horizon / self.depth
-            return explicit_steps.step(self.fixed, field, theta, stage.time, h, x), {}
-
-        def whole_solve(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            assert adaptive is not None
-            theta = stage.params["residual"]
-            # In half precision the error that chooses the steps would be that of rounding.
-            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            end = solve(adaptive, field, theta, 0.0, self.horizon, exact)
-            return end.astype(x.dtype), {}
+        def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+            horizon = dynamics.horizon(stage.params)
+            h = horizon / self.depth
+            return dynamics.advance(stage.params, horizon * stage.time, h, x), {}
 
         return Segment(
             ODE,
-            one_step if adaptive is None else whole_solve,
+            transition,
             output,
             skip,
             length=self.depth,
             tied=True,
-            times=self.times[:-1],
+            times=tuple(k / self.depth for k in range(self.depth)),
             layers=dict.fromkeys(("residual/layer_1", "residual/layer_2"), self._layer),
+            dynamics=dynamics,
         )
 
     @property
@@ -315,7 +355,8 @@ class NeuralODEConfig(ResidualArchitecture):
     def init(self, key: Array) -> Variables:
         """He-normal convolutions, LeCun-normal dense layers, zero biases, float32; no statistics.
 
-        `params` has the stem, ode (`residual`: layer_1 and layer_2 of F) and head.
+        `params` has the stem, ode (`residual`: layer_1 and layer_2 of F; `horizon` where it is
+        free) and head.
         """
         *stem_keys, first_key, second_key, head_key = jax.random.split(
             key, len(self._stem_widths()) + 3
@@ -338,8 +379,11 @@ class NeuralODEConfig(ResidualArchitecture):
             "layer_1": init_layer(first_key, self.width + 1, hidden),
             "layer_2": init_layer(second_key, hidden + 1, self.width),
         }
+        ode = {"residual": theta}
+        if self.free_horizon:
+            ode["horizon"] = jnp.asarray(self.horizon, jnp.float32)
         head = {"dense": layers.init_dense(head_key, self.width, self.classes)}
-        return Variables({**params, ODE: {"residual": theta}, "head": head}, {})
+        return Variables({**params, ODE: ode, "head": head}, {})
 
     def _stem_widths(self) -> list[tuple[str, tuple[int, int]]]:
         """(name, (features in, features out)) of every layer of the stem."""
