@@ -379,7 +379,7 @@ class NeuralODEConfig(ResidualArchitecture):
             "layer_1": init_layer(first_key, self.width + 1, hidden),
             "layer_2": init_layer(second_key, hidden + 1, self.width),
         }
-        ode = {"residual": theta}
+        ode: PyTree = {"residual": theta}
         if self.free_horizon:
             ode["horizon"] = jnp.asarray(self.horizon, jnp.float32)
         head = {"dense": layers.init_dense(head_key, self.width, self.classes)}

@@ -49,20 +49,20 @@ def rows(tree):
     return jax.vmap(lambda one: ravel_pytree(one)[0])(tree)
 
 
-def dense_odes(params, x_end, Y):
+def dense_odes(params, x_end, factors):
     """Q_x, Q_u of the first factor, and Q_xx, Q_xu, Q_uu of all, by the matrices' own ODEs."""
     theta, to_params = ravel_pytree(params)
     x_end, to_state = ravel_pytree(x_end)
 
-    def F(theta, time, x):
+    def slope(theta, time, x):
         return ravel_pytree(field(to_params(theta), time, to_state(x)))[0]
 
     def back(theta, elapsed, state):
-        x, Q_x, Q_u, Q_xx, Q_xu, Q_uu = state
+        x, Q_x, _, Q_xx, Q_xu, _ = state
         time = HORIZON - elapsed
-        F_u, F_x = jax.jacfwd(F, (0, 2))(theta, time, x)
+        F_u, F_x = jax.jacfwd(slope, (0, 2))(theta, time, x)
         return (
-            -F(theta, time, x),
+            -slope(theta, time, x),
             F_x.T @ Q_x,
             F_u.T @ Q_x,
             F_x.T @ Q_xx + Q_xx @ F_x,
@@ -71,7 +71,14 @@ def dense_odes(params, x_end, Y):
         )
 
     n, m = x_end.size, theta.size
-    start = x_end, Y[0], jnp.zeros(m), Y.T @ Y, jnp.zeros((n, m)), jnp.zeros((m, m))
+    start = (
+        x_end,
+        factors[0],
+        jnp.zeros(m),
+        factors.T @ factors,
+        jnp.zeros((n, m)),
+        jnp.zeros((m, m)),
+    )
     return solve(back, theta, start, 0.0, HORIZON)[1:]
 
 
