@@ -82,8 +82,7 @@ class NeuralODEConfig(ResidualArchitecture):
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
       horizon: T; where it is free, the one that training starts from.
-      free_horizon: whether T is a parameter, which training moves
-        (`continuous/horizon.py`).
+      free_horizon: whether T is a parameter, which training moves by a rule of its own.
       solver: euler, midpoint and rk4 take `steps` equal steps; dopri5 and tsit5 choose theirs.
       steps: N, of euler, midpoint and rk4.
       rtol, atol: tolerances of dopri5 and tsit5.
@@ -178,7 +177,7 @@ class NeuralODEConfig(ResidualArchitecture):
         if self.free_horizon:
             raise ValueError(
                 "the horizon of this Neural ODE is free, and its times are not known without its "
-                "parameters: make it constant with continuous.horizon.fix_horizon(network)."
+                "parameters: make it constant with continuous.trained_horizon.fix_horizon(network)."
             )
         return tuple(self.horizon * k / self.depth for k in range(self.depth + 1))
 
@@ -204,6 +203,7 @@ class NeuralODEConfig(ResidualArchitecture):
         kept = self.depth - len(blocks)
         if not blocks:
             return self
+        times = self.times
         if sorted(blocks) != list(range(kept, self.depth)):
             raise ValueError(
                 f"cannot remove blocks {sorted(blocks)}: the steps of an ODE are one after the "
@@ -214,7 +214,7 @@ class NeuralODEConfig(ResidualArchitecture):
                 "cannot remove all steps of an ODE, whose horizon must be positive: keep at least "
                 "one."
             )
-        return replace(self, steps=kept, horizon=self.times[kept])
+        return replace(self, steps=kept, horizon=times[kept])
 
     def horizon_of(self, params: PyTree) -> Array | float:
         """T of a network with these parameters."""
