@@ -245,15 +245,18 @@ def draw_tasks(rows: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
-def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
-    """Training loss over steps and over seconds, a line for each method.
+def draw_losses(
+    rows: Sequence[dict[str, Any]], units: Sequence[str] = ("steps", "seconds")
+) -> "Figure":
+    """Training loss over each of the units, a panel each, with a line for each method.
 
     Args:
-      rows: each with `method`, `steps` and `seconds` [parts], and `losses` [parts].
+      rows: each with `method`, `losses` [parts], and every unit [parts].
+      units: what the loss is drawn over.
     """
-    figure, axes = panels(2)
+    figure, axes = panels(len(units))
     _logarithmic(axes)
-    for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
+    for axis, unit in zip(axes, units, strict=True):
         for index, row in enumerate(rows):
             _line(axis, row[unit], row["losses"], label=row["method"], **line_style(index))
         title = f"Training loss over {unit}"

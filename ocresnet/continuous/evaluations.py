@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.systems.adaptive_solves import Solution, solution
@@ -75,6 +76,15 @@ def function_evaluations(
         float(np.mean([one.evaluations for one in solved])),
         float(np.mean([one.steps for one in solved])),
     )
+
+
+def evaluations_of_batch(
+    architecture: NeuralODEConfig, variables: Variables, images: Array
+) -> Array:
+    """How often F is evaluated in the solve of these images, [], inside a compiled program."""
+    if architecture.adaptive is None:
+        return jnp.asarray(architecture.depth * EVALUATIONS[architecture.fixed])
+    return _solve(architecture, variables, images).evaluations
 
 
 def initial_value(
