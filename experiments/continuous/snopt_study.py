@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ocresnet import plots
@@ -71,7 +72,7 @@ def measure(task: Task, method: Method, flags: Flags) -> Row:
     if not isinstance(architecture, NeuralODEConfig):
         raise ValueError(f"--network={flags.network} is no Neural ODE: choose one with ode in it.")
     training = training_of(task, method.optimizer, flags.epochs, flags.batch_size)
-    batch = task.data.train_images[: flags.batch_size]
+    batch = jnp.asarray(task.data.train_images[: flags.batch_size])
     found = sweep(
         architecture,
         training,
@@ -89,8 +90,6 @@ def measure(task: Task, method: Method, flags: Flags) -> Row:
         [part.mean(axis=-1) for part in np.split(found.objectives[0], ends[:-1], axis=-1)], axis=-1
     )
     return {
-        "optimizer": describe(method.optimizer),
-        "learning_rates": method.learning_rates,
         "accuracy": 100 * found.accuracies[0],
         "train_loss": found.train_losses[0],
         "steps": ends,
@@ -150,7 +149,11 @@ def study(flags: Flags) -> None:
     rows = []
     for name, method in methods.items():
         own = method.within(flags.decades.value)
-        key = {"method": name, "rates": own.learning_rates}
+        key = {
+            "method": name,
+            "optimizer": describe(own.optimizer),
+            "learning_rates": own.learning_rates,
+        }
         rows.append(found.row(key, partial(measure, task, own, flags)))
         print(table(rows[-1:]), flush=True)
     text = table(rows)

@@ -81,7 +81,7 @@ def compare(task: Task, solver: str, flags: Flags) -> dict[str, Any]:
         name: TrainingStep(task.architecture, training_of(task, method, 1, batch_size), *batch)
         for name, method in flags.methods().items()
     }
-    repeats = dict.fromkeys(steps, flags.refresh_every.value)
+    repeats = {name: int(flags.refresh_every.value) for name in steps}
     seconds = measure(steps, repeats, flags.rounds.value)
     return {
         "steps": [

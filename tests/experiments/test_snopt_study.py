@@ -60,7 +60,7 @@ def test_the_study_end_to_end(tmp_path, monkeypatch):
     common += ["--method=SGD", "--method=SNOpt", f"--output={output}"]
     code, printed, errors = call(snopt_study.main, *common)
     assert code == 0, errors
-    monkeypatch.setattr(snopt_study, "measure", None)
+    monkeypatch.setattr(snopt_study, "measure", lambda *given: pytest.fail("measured again"))
     code, again, errors = call(snopt_study.main, *common)
     assert code == 0 and again == printed, errors
     rows = json.loads(output.with_suffix(".json").read_text())["rows"]

@@ -114,8 +114,8 @@ PAIRS = [
     ("mlp", "schedule_free_adamw"),
     ("neural_ode", "joint"),
     ("free_horizon", "snopt"),
-    pytest.param("adaptive_ode", "snopt_constant", marks=pytest.mark.slow),
 ]
+ADAPTIVE_ODE = pytest.param("adaptive_ode", "snopt_constant", marks=pytest.mark.slow)
 OF_THE_MEAN = [
     pytest.param("residual_mlp", "muon", marks=pytest.mark.slow),
     ("mlp", "momo_adam"),
@@ -147,7 +147,7 @@ def run(family: str, chosen: str | Optimizer, data: Dataset, workdir=None, **kwa
     return fit(architecture, config, data, workdir=workdir, **kwargs)
 
 
-@pytest.mark.parametrize(("family", "optimizer"), [*PAIRS, *OF_THE_MEAN])
+@pytest.mark.parametrize(("family", "optimizer"), [*PAIRS, *OF_THE_MEAN, ADAPTIVE_ODE])
 def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_path, monkeypatch):
     whole = run(family, optimizer, toy_data, tmp_path / "whole", tensorboard=True)
     with monkeypatch.context() as patch:
