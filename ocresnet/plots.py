@@ -265,6 +265,27 @@ def draw_losses(
     return figure
 
 
+def draw_horizons(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """A trained horizon over steps, and accuracy and evaluations over the horizon on its way.
+
+    Args:
+      rows: each with `method`, and `steps`, `horizons`, `accuracies` (in percent) and `evaluations`
+        [points].
+    """
+    figure, axes = panels(3)
+    drawn = (
+        ("steps", "horizons", "Horizon over steps", "training steps", "horizon"),
+        ("horizons", "accuracies", "Accuracy over horizon", "horizon", "test accuracy (%)"),
+        ("horizons", "evaluations", "Evaluations over horizon", "horizon", "in a solve"),
+    )
+    for axis, (x, y, title, below, beside) in zip(axes, drawn, strict=True):
+        for index, row in enumerate(rows):
+            _line(axis, row[x], row[y], label=row["method"], **line_style(index))
+        axis.set(title=title, xlabel=below, ylabel=beside)
+    _legend_beside(figure, *axes[0].get_legend_handles_labels())
+    return figure
+
+
 def draw_removals(rows: Sequence[dict[str, Any]]) -> "Figure":
     """Test accuracy over the blocks kept, a line for each order of removal.
 

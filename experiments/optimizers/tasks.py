@@ -4,6 +4,7 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_ode    Neural ODE of width 32, tanh, four steps of rk4 over the horizon 1
+  digits_ode_adaptive  the same with dopri5 (tolerances of 1e-3, direct adjoint)
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
@@ -120,6 +121,7 @@ NETWORKS = {
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
     "digits_ode": Network("digits", _ODE, together=True),
+    "digits_ode_adaptive": Network("digits", replace(_ODE, solver="dopri5", steps=None)),
     "mnist_ode": Network("mnist", _CONVOLUTIONAL_ODE),
     "mnist_ode_adaptive": Network("mnist", _ADAPTIVE_ODE),
     "cifar10_ode": Network("cifar10", _CONVOLUTIONAL_ODE),

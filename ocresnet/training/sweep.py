@@ -17,7 +17,7 @@ from ocresnet.data.batches import Batch, epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.architecture import Architecture
-from ocresnet.systems.system import Variables
+from ocresnet.systems.system import PyTree, Variables
 from ocresnet.training.compatibility import check_fit, check_kinds, check_optimizer
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import BATCH_SIZE
@@ -41,7 +41,8 @@ class Sweep(NamedTuple):
       train_losses: mean over the training set, without augmentation and in inference mode.
       objectives: of the batch of every training step, [..., steps].
       accuracies_on_the_way: those after each of the `measured_steps`, [..., points].
-      measured_on_the_way: what else was asked for there, [..., points]; zeros if nothing was.
+      measured_on_the_way: what else was asked for there, a tree [..., points, ...]; zeros if
+        nothing was.
     """
 
     accuracies: Any
@@ -74,7 +75,7 @@ def sweep(
     seeds: Sequence[int],
     together: bool = True,
     points: int = 0,
-    on_the_way: Callable[[Variables], Array] | None = None,
+    on_the_way: Callable[[Variables], PyTree] | None = None,
 ) -> Sweep:
     """Train a network with every learning rate, weight decay and seed; one program is compiled.
 
@@ -86,7 +87,7 @@ def sweep(
       together: all runs at once; else one after the other, which is faster where a network alone
         keeps the device busy, and takes less memory.
       points: of each run where the accuracy on the test set is measured, beside its end.
-      on_the_way: a number of the network's variables that is measured there too.
+      on_the_way: of the network's variables, a tree of numbers that is measured there too.
 
     Returns:
       Accuracies and losses of the network's own output.
@@ -140,7 +141,7 @@ def _run(
     architecture: Architecture,
     config: TrainingConfig,
     ends: np.ndarray,
-    on_the_way: Callable[[Variables], Array] | None,
+    on_the_way: Callable[[Variables], PyTree] | None,
     arrays: dict[str, tuple[Array, Array]],
     learning_rate: Array,
     seed: Array,
@@ -159,16 +160,16 @@ def _run(
 
     measure = partial(_measure, architecture, config, problem.cost.value)
 
-    def measured(state: TrainState) -> tuple[Array, Array]:
+    def measured(state: TrainState) -> tuple[Array, PyTree]:
         variables = evaluated(state)
         test = measure(variables, *arrays["test"])
         accuracy = jnp.where(jnp.isfinite(test.losses[-1]), test.accuracies[-1], 0.0)
         other = jnp.zeros(()) if on_the_way is None else on_the_way(variables)
-        return accuracy, jnp.asarray(other, jnp.float32)
+        return accuracy, other
 
     def take_step(
         state: TrainState, position: tuple[Array, Array, Array, Array]
-    ) -> tuple[TrainState, tuple[Array, tuple[Array, Array]]]:
+    ) -> tuple[TrainState, tuple[Array, PyTree]]:
         order, epoch, step, is_end = position
         batch = training_batch(
             images,
@@ -183,14 +184,16 @@ def _run(
             fill=jnp.asarray(architecture.pixel_mean),
         )
         state, info = train_step(state, Batch(batch.images[0], batch.labels[0]))
-        nothing = jnp.zeros(()), jnp.zeros(())
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measured, state)
+        )
         if len(ends) == 0:
             return state, (info.objective, nothing)
         return state, (info.objective, lax.cond(is_end, measured, lambda _: nothing, state))
 
     def train_epoch(
         state: TrainState, position: tuple[Array, Array]
-    ) -> tuple[TrainState, tuple[Array, tuple[Array, Array]]]:
+    ) -> tuple[TrainState, tuple[Array, PyTree]]:
         epoch, are_ends = position
         order = epoch_order(seed, epoch, samples)
         return lax.scan(
@@ -208,7 +211,9 @@ def _run(
     test, train = measure(variables, *arrays["test"]), measure(variables, *arrays["train"])
     loss, train_loss = test.losses[-1], train.losses[-1]
     accuracy = jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0)
-    accuracies, others = (values.reshape(-1)[ends - 1] for values in measurements)
+    accuracies, others = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[ends - 1], measurements
+    )
     return Sweep(accuracy, loss, train_loss, objectives.reshape(-1), accuracies, others)
 
 

@@ -1,4 +1,4 @@
-"""The study of SNOpt and the benchmark of its step: what they draw, and each of them made small."""
+"""The studies of SNOpt and of the horizon, and the benchmark of a step: each of them made small."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from programs import call
 
-from experiments.continuous import snopt_study, step_benchmark
+from experiments.continuous import horizon_study, snopt_study, step_benchmark
 from experiments.optimizers.tasks import NETWORKS
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.training.optimizers import EKFAC, SNOpt
@@ -71,6 +71,20 @@ def test_the_study_end_to_end(tmp_path, monkeypatch):
         assert row["steps"] == [2, 4] and row["seconds_a_step"] > 0
     assert output.with_suffix(".png").stat().st_size > 10_000
     assert "| SNOpt | 0.02 |" in output.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_the_study_of_the_horizon_end_to_end(tmp_path):
+    output = tmp_path / "out"
+    common = ["--network=digits_ode", "--samples=64", "--epochs=2", "--seeds=2", "--points=2"]
+    common += ["--start=0.5", "--every=1", "--rule=constant", "--rule=second"]
+    code, printed, errors = call(horizon_study.main, *common, f"--output={output}")
+    assert code == 0 and "| constant | 0.5 | 0.50 ± 0.00 | 16.00 ± 0.00 |" in printed, errors
+    constant, moved = json.loads(output.with_suffix(".json").read_text())["rows"]
+    assert np.shape(moved["horizons"]) == np.shape(moved["accuracies"]) == (2, 2)
+    np.testing.assert_array_equal(constant["horizons"], 0.5)
+    assert np.abs(np.array(moved["horizons"]) - 0.5).min() > 1e-3
+    assert output.with_suffix(".png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
