@@ -8,7 +8,8 @@ Public names, in the order one uses them:
   System                           one's own functions as a system; `systems.from_flax` has the way
                                    in for Flax modules
   TrainingConfig, fit              train, with stage costs
-  SGD, AdamW, RMSprop, KFAC, EKFAC, OCNOpt    with any of these, or any optax transformation
+  SGD, AdamW, RMSprop, KFAC, EKFAC, OCNOpt, SNOpt    with any of these, or any optax
+                                   transformation
   trajectory, calibrate_exits      losses and accuracies over depth, also of plain networks
   recommend_depth, prune           choose a depth and cut there
   remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
@@ -52,6 +53,7 @@ from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import System
 from ocresnet.systems.transformer import TransformerConfig
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.continuous_optimizers import SNOpt
 from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
 from ocresnet.training.fit import fit, for_dataset
 from ocresnet.training.gradient_optimizers import SGD, AdamW, RMSprop
@@ -75,6 +77,7 @@ __all__ = [
     "RMSprop",
     "ResNetConfig",
     "ResidualMLPConfig",
+    "SNOpt",
     "Series",
     "System",
     "TimeSeriesData",

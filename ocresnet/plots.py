@@ -252,19 +252,43 @@ def draw_tasks(rows: Sequence[dict[str, Any]]) -> "Figure":
     return figure
 
 
-def draw_losses(rows: Sequence[dict[str, Any]]) -> "Figure":
-    """Training loss over steps and over seconds, a line for each method.
+def draw_losses(
+    rows: Sequence[dict[str, Any]], units: Sequence[str] = ("steps", "seconds")
+) -> "Figure":
+    """Training loss over each of the units, a panel each, with a line for each method.
 
     Args:
-      rows: each with `method`, `steps` and `seconds` [parts], and `losses` [parts].
+      rows: each with `method`, `losses` [parts], and every unit [parts].
+      units: what the loss is drawn over.
     """
-    figure, axes = panels(2)
+    figure, axes = panels(len(units))
     _logarithmic(axes)
-    for axis, unit in zip(axes, ("steps", "seconds"), strict=True):
+    for axis, unit in zip(axes, units, strict=True):
         for index, row in enumerate(rows):
             _line(axis, row[unit], row["losses"], label=row["method"], **line_style(index))
         title = f"Training loss over {unit}"
         axis.set(title=title, xlabel=unit, ylabel="training loss")
+    _legend_beside(figure, *axes[0].get_legend_handles_labels())
+    return figure
+
+
+def draw_horizons(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """A trained horizon over steps, and accuracy and evaluations over the horizon on its way.
+
+    Args:
+      rows: each with `method`, and `steps`, `horizons`, `accuracies` (in percent) and `evaluations`
+        [points].
+    """
+    figure, axes = panels(3)
+    drawn = (
+        ("steps", "horizons", "Horizon over steps", "training steps", "horizon"),
+        ("horizons", "accuracies", "Accuracy over horizon", "horizon", "test accuracy (%)"),
+        ("horizons", "evaluations", "Evaluations over horizon", "horizon", "in a solve"),
+    )
+    for axis, (x, y, title, below, beside) in zip(axes, drawn, strict=True):
+        for index, row in enumerate(rows):
+            _line(axis, row[x], row[y], label=row["method"], **line_style(index))
+        axis.set(title=title, xlabel=below, ylabel=beside)
     _legend_beside(figure, *axes[0].get_legend_handles_labels())
     return figure
 

@@ -4,10 +4,16 @@
   digits_fcn    64 - 32 - 32 - 32 - 32 - 10, tanh; the bundled digits, other writers to test
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_ode    Neural ODE of width 32, tanh, four steps of rk4 over the horizon 1
+  digits_ode_adaptive  the same with dopri5 (tolerances of 1e-3, direct adjoint)
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
                 by a block with a projection shortcut; batch norm
+  mnist_ode, cifar10_ode
+                the Neural ODE of SNOpt: three 3x3 convolutions of 64 filters (strides 1, 2, 2), F
+                of two more, ReLU; four steps of rk4 over the horizon 1
+  mnist_ode_adaptive, cifar10_ode_adaptive
+                the same with dopri5, tolerances of 1e-3, and the adjoint equation (backsolve)
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -27,6 +33,7 @@ The dense and convolutional ones are those of DDPNOpt (five dense layers of widt
 convolutions of 32 filters and two dense layers), where the strides and the last widths are ours.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from ocresnet.data.dataset import Dataset
@@ -96,6 +103,16 @@ _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
 _TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
 _ODE = NeuralODEConfig(width=32, solver="rk4", steps=4, exits="none")
+_CONVOLUTIONAL_ODE = NeuralODEConfig(
+    vector_field="convolutional",
+    width=64,
+    strides=(1, 2, 2),
+    activation="relu",
+    solver="rk4",
+    steps=4,
+    exits="none",
+)
+_ADAPTIVE_ODE = replace(_CONVOLUTIONAL_ODE, solver="dopri5", steps=None, adjoint="backsolve")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -104,6 +121,11 @@ NETWORKS = {
     "digits_fcn": Network("digits", _TANH, together=True),
     "digits_cnn": Network("digits", _SMALL_CNN),
     "digits_ode": Network("digits", _ODE, together=True),
+    "digits_ode_adaptive": Network("digits", replace(_ODE, solver="dopri5", steps=None)),
+    "mnist_ode": Network("mnist", _CONVOLUTIONAL_ODE),
+    "mnist_ode_adaptive": Network("mnist", _ADAPTIVE_ODE),
+    "cifar10_ode": Network("cifar10", _CONVOLUTIONAL_ODE),
+    "cifar10_ode_adaptive": Network("cifar10", _ADAPTIVE_ODE),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "digits_transformer": Network("digits", _TRANSFORMER),
     "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),

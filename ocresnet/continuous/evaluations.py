@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ocresnet.systems.adaptive_solves import Solution, solution
@@ -77,6 +78,15 @@ def function_evaluations(
     )
 
 
+def evaluations_of_batch(
+    architecture: NeuralODEConfig, variables: Variables, images: Array
+) -> Array:
+    """How often F is evaluated in the solve of these images, [], inside a compiled program."""
+    if architecture.adaptive is None:
+        return jnp.asarray(architecture.depth * EVALUATIONS[architecture.fixed])
+    return _solve(architecture, variables, images).evaluations
+
+
 def initial_value(
     architecture: NeuralODEConfig,
     variables: Variables,
@@ -98,6 +108,6 @@ def _solve(architecture: NeuralODEConfig, variables: Variables, images: Array) -
         architecture.field(),
         variables.params[ODE]["residual"],
         0.0,
-        architecture.horizon,
+        architecture.horizon_of(variables.params),
         initial_value(architecture, variables, images),
     )

@@ -26,7 +26,12 @@ EVALUATIONS: dict[FixedStepMethod, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
 
 
 def step(
-    method: FixedStepMethod, field: VectorField, params: PyTree, time: Array, h: float, x: State
+    method: FixedStepMethod,
+    field: VectorField,
+    params: PyTree,
+    time: Array,
+    h: Array | float,
+    x: State,
 ) -> State:
     """x(t + h) from x(t), to the first (euler), second (midpoint) or fourth (rk4) order of h.
 
@@ -34,14 +39,17 @@ def step(
       method: which.
       field, params: F and its theta.
       time: t, [].
-      h: the step.
+      h: the step, [].
       x: the state at t.
     """
 
-    def moved(direction: State, length: float) -> State:
-        return jax.tree.map(lambda leaf, slope: leaf + length * slope, x, direction)
+    def moved(direction: State, length: Array | float) -> State:
+        # A length that is an array may be more precise than the state.
+        return jax.tree.map(
+            lambda leaf, slope: leaf + (length * slope).astype(leaf.dtype), x, direction
+        )
 
-    def slope(after: float, state: State) -> State:
+    def slope(after: Array | float, state: State) -> State:
         return field(params, time + after, state)
 
     k_1 = slope(0, x)

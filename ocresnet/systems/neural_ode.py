@@ -35,6 +35,7 @@ from ocresnet.systems.architecture import (
     require_whole,
     whole_numbers,
 )
+from ocresnet.systems.dynamics import Dynamics
 from ocresnet.systems.explicit_steps import VectorField
 from ocresnet.systems.layers import AxisName, Convolution, Params
 from ocresnet.systems.mlp import Activation
@@ -67,6 +68,8 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
       hidden: features, or channels, inside F; 0 means as many as `width`.
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
+      free_horizon: whether T is a parameter, which starts at `horizon` and is moved by a rule of
+        its own.
       exits: "none", or "shared": read at every t_k < T through the network's own output block.
       horizon, solver, steps, rtol, atol, max_steps, adjoint: as of `SolverSettings`.
       classes, image_shape, pixel_mean, pixel_deviation: as in every architecture.
@@ -80,6 +83,7 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
     hidden: int = 0
     strides: tuple[int, ...] = ()
     activation: Activation = "tanh"
+    free_horizon: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strides", whole_numbers("strides", self.strides, 1))
@@ -99,11 +103,27 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
                 "(1, 2, 2), with a convolutional vector_field, and empty with a dense one."
             )
         self.check_solver()
+        if not isinstance(self.free_horizon, bool):
+            raise ValueError(f"free_horizon is {self.free_horizon!r}, but must be True or False.")
 
     @property
     def depth(self) -> int:
         """N, the number of residual blocks: of steps, or one where the solver is adaptive."""
         return self.transitions
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """t_k of every output, from 0 to the horizon: [depth + 1].
+
+        Raises:
+          ValueError: where the horizon is free, and so among the parameters.
+        """
+        if self.free_horizon:
+            raise ValueError(
+                "the horizon of this Neural ODE is free, and its times are not known without its "
+                "parameters: make it constant with continuous.trained_horizon.fix_horizon(network)."
+            )
+        return super().times
 
     def without(self, blocks: Collection[int]) -> Self:
         """The architecture with a shorter horizon, of as many steps less, each as long as before.
@@ -116,6 +136,7 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
         kept = self.depth - len(blocks)
         if not blocks:
             return self
+        times = self.times
         if sorted(blocks) != list(range(kept, self.depth)):
             raise ValueError(
                 f"cannot remove blocks {sorted(blocks)}: the steps of an ODE are one after the "
@@ -126,7 +147,41 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
                 "cannot remove all steps of an ODE, whose horizon must be positive: keep at least "
                 "one."
             )
-        return replace(self, steps=kept, horizon=self.times[kept])
+        return replace(self, steps=kept, horizon=times[kept])
+
+    def horizon_of(self, params: PyTree) -> Array | float:
+        """T of a network with these parameters."""
+        return self.dynamics.horizon(params[ODE])
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The differential equation, of `params["ode"]`.
+
+        Raises:
+          ImportError: for an adaptive solver without diffrax.
+        """
+        field, adaptive = self.field(), self.adaptive
+        if adaptive is not None:
+            require_diffrax()
+
+        def slope(params: PyTree, time: Array, x: Array) -> Array:
+            return field(params["residual"], time, x)
+
+        def one_step(params: PyTree, time: Array, h: Array | float, x: Array) -> Array:
+            return explicit_steps.step(self.fixed, field, params["residual"], time, h, x)
+
+        def whole_solve(params: PyTree, time: Array, h: Array | float, x: Array) -> Array:
+            assert adaptive is not None
+            # In half precision the error that chooses the steps would be that of rounding.
+            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            end = solve(adaptive, field, params["residual"], time, time + h, exact)
+            return end.astype(x.dtype)
+
+        def horizon(params: PyTree) -> Array | float:
+            return params["horizon"] if self.free_horizon else self.horizon
+
+        advance = one_step if adaptive is None else whole_solve
+        return Dynamics(slope, advance, horizon, self.free_horizon)
 
     def field(self) -> VectorField:
         """F, of the parameters `params["ode"]["residual"]`, the time and a state [batch, ...]."""
@@ -191,36 +246,27 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
         ]
 
     def _ode(self, output: Output | None) -> Segment:
-        """The segment of the differential equation."""
-        field = self.field()
-        adaptive = self.adaptive
-        if adaptive is not None:
-            require_diffrax()
+        """The segment of the differential equation; its transitions' times are shares of T."""
+        dynamics = self.dynamics
 
         def skip(stage: Stage, x: Array) -> Array:
             return x
 
-        def one_step(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            theta, h = stage.params["residual"], self.horizon / self.depth
-            return explicit_steps.step(self.fixed, field, theta, stage.time, h, x), {}
-
-        def whole_solve(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            assert adaptive is not None
-            theta = stage.params["residual"]
-            # In half precision the error that chooses the steps would be that of rounding.
-            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            end = solve(adaptive, field, theta, 0.0, self.horizon, exact)
-            return end.astype(x.dtype), {}
+        def transition(stage: Stage, x: Array) -> tuple[Array, PyTree]:
+            horizon = dynamics.horizon(stage.params)
+            h = horizon / self.depth
+            return dynamics.advance(stage.params, horizon * stage.time, h, x), {}
 
         return Segment(
             ODE,
-            one_step if adaptive is None else whole_solve,
+            transition,
             output,
             skip,
             length=self.depth,
             tied=True,
-            times=self.times[:-1],
+            times=tuple(k / self.depth for k in range(self.depth)),
             layers=dict.fromkeys(("residual/layer_1", "residual/layer_2"), self._layer),
+            dynamics=dynamics,
         )
 
     @property
@@ -231,7 +277,8 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
     def init(self, key: Array) -> Variables:
         """He-normal convolutions, LeCun-normal dense layers, zero biases, float32; no statistics.
 
-        `params` has the stem, ode (`residual`: layer_1 and layer_2 of F) and head.
+        `params` has the stem, ode (`residual`: layer_1 and layer_2 of F; `horizon` where it is
+        free) and head.
         """
         *stem_keys, first_key, second_key, head_key = jax.random.split(
             key, len(self._stem_widths()) + 3
@@ -254,8 +301,11 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
             "layer_1": init_layer(first_key, self.width + 1, hidden),
             "layer_2": init_layer(second_key, hidden + 1, self.width),
         }
+        ode: PyTree = {"residual": theta}
+        if self.free_horizon:
+            ode["horizon"] = jnp.asarray(self.horizon, jnp.float32)
         head = {"dense": layers.init_dense(head_key, self.width, self.classes)}
-        return Variables({**params, ODE: {"residual": theta}, "head": head}, {})
+        return Variables({**params, ODE: ode, "head": head}, {})
 
     def _stem_widths(self) -> list[tuple[str, tuple[int, int]]]:
         """(name, (features in, features out)) of every layer of the stem."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import jax
 
 if TYPE_CHECKING:
+    from ocresnet.systems.dynamics import Dynamics
     from ocresnet.systems.pieces import Piece
 
 PyTree = Any
@@ -123,6 +124,7 @@ class Segment:
       players: entries of the segment's own parameters that decide for themselves, where control is
         a game; what is not named is one player, the first.
       pieces: what the transition is made of (`systems/pieces.py`), where the segment says so.
+      dynamics: the differential equation that the transitions solve (`systems/dynamics.py`).
     """
 
     name: str
@@ -135,6 +137,7 @@ class Segment:
     layers: Mapping[str, Any] = field(default_factory=dict)
     players: tuple[str, ...] = ()
     pieces: "tuple[Piece, ...]" = ()
+    dynamics: "Dynamics | None" = None
 
     def __post_init__(self) -> None:
         if self.tied and self.length is None:

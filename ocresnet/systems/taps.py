@@ -52,6 +52,27 @@ def merge(params: PyTree, taps: dict[str, Tap]) -> PyTree:
     return merged
 
 
+def split(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Parameters without their taps, and the taps alone, nested as they were."""
+    plain, recording = {}, {}
+    for key, node in params.items():
+        if key == TAP:
+            recording[key] = node
+        elif isinstance(node, dict):
+            plain[key], own = split(node)
+            if own:
+                recording[key] = own
+        else:
+            plain[key] = node
+    return plain, recording
+
+
+def join(plain: PyTree, recording: PyTree) -> PyTree:
+    """Undo `split`."""
+    nodes = {key: node if key == TAP else join(plain[key], node) for key, node in recording.items()}
+    return {**plain, **nodes}
+
+
 class AffineLayer(Protocol):
     """A layer y = x W + b at every location, as `layers.py` has them; hashable."""
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from ocresnet.continuous.trained_horizon import free_segments
 from ocresnet.control.curvature.kronecker_layers import shapes
 from ocresnet.problem import Problem
 from ocresnet.systems.architecture import Architecture
@@ -265,6 +266,21 @@ class ScheduleFreeAdamW(Optimizer):
             optax.scale_by_learning_rate(given.schedule),
         )
         return contrib.schedule_free(adamw_without_mean, given.schedule, b1=self.interpolation)
+
+    def check(
+        self,
+        architecture: Architecture,
+        problem: Problem,
+        variables: Variables,
+        devices: int,
+        samples: int,
+    ) -> None:
+        super().check(architecture, problem, variables, devices, samples)
+        if free_segments(problem.system):
+            raise ValueError(
+                "schedule_free_adamw evaluates averages of the parameters, and a free horizon "
+                "moves by a rule of its own: choose adamw or snopt, or a horizon that is not free."
+            )
 
 
 def evaluation_params(params: PyTree, opt_state: PyTree) -> PyTree:

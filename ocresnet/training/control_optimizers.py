@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import optax
 
+from ocresnet.continuous.trained_horizon import free_segments
 from ocresnet.control import curvature as curvatures
 from ocresnet.control.adaptive import Adaptive
 from ocresnet.control.checks import check_curvature
@@ -241,6 +242,11 @@ class OCNOpt(CurvatureOptimizer):
         samples: int,
     ) -> None:
         super().check(architecture, problem, variables, devices, samples)
+        if free_segments(problem.system):
+            raise ValueError(
+                "ocnopt's policy moves all parameters of a stage, and a free horizon moves by a "
+                "rule of its own: choose adamw, ekfac or snopt, or a horizon that is not free."
+            )
         statistics = bool(jax.tree.leaves(variables.batch_stats))
         name = type(architecture).__name__
         if self.feedback == "per_sample" and (statistics or problem.system.shared):

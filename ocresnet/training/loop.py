@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ocresnet.continuous.trained_horizon import HORIZON, free_segments
 from ocresnet.control.linearize import Keep
 from ocresnet.costs import Cost
 from ocresnet.data.batches import Batching, Feed
@@ -299,6 +300,8 @@ class TrainingLoop:
         row |= evaluated
         if isinstance(self.architecture, ResidualArchitecture):
             row["parameter_norms"] = parameter_norms(self.architecture, network.params)
+        for name in free_segments(self.problem.system):
+            row.setdefault("horizons", {})[name] = float(network.params[name][HORIZON])
         row["seconds"] = seconds
         row["images_per_second"] = steps * self.config.batch_size / seconds
         row = records.plain(row)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, get_args
 import jax
 import optax
 
+from ocresnet.continuous.horizon import Order, free_horizon
+from ocresnet.continuous.trained_horizon import free_segments, with_horizon_rule
 from ocresnet.control.linearize import Keep
 from ocresnet.problem import Problem
 from ocresnet.stage_cost.masks import WeightDecayOn, weight_decay_mask
@@ -27,6 +29,8 @@ from ocresnet.training.checks import (
 from ocresnet.training.schedules import ScheduleName, make_schedule
 
 Array = jax.Array
+
+HORIZON_FIELDS = ("horizon_rate", "horizon_order", "horizon_price", "horizon_every")
 
 
 class Given(NamedTuple):
@@ -55,6 +59,12 @@ class Optimizer(ABC):
       weight_decay: lambda, of lambda/2 ||w||^2.
       weight_decay_on: all parameters decay, or those of residual branches only, as in Theorem 1
         of the stage-cost paper.
+      horizon_rate: of a free horizon (`NeuralODEConfig.free_horizon`), which a rule of its own
+        moves, its learning rate; None, as all that follows where there is none: 0.1.
+      horizon_order: of that rule: the feedback rule of second order, or the first-order one; None:
+        second.
+      horizon_price: c, of the cost c T^2 / 2 of a horizon T; None: 0.001.
+      horizon_every: training steps between two moves of the horizon; None: 50.
 
     Raises:
       ValueError: for an impossible value, saying what is allowed.
@@ -68,6 +78,10 @@ class Optimizer(ABC):
     gradient_clip: float = 0.0
     weight_decay: float = 0.0
     weight_decay_on: WeightDecayOn = "all"
+    horizon_rate: float | None = None
+    horizon_order: Order | None = None
+    horizon_price: float | None = None
+    horizon_every: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("learning_rate", self.learning_rate)
@@ -86,6 +100,18 @@ class Optimizer(ABC):
             "increasing, and either shares of the epochs in (0, 1) or whole numbers of epochs of "
             "at least 1",
         )
+        self._check_horizon()
+
+    def _check_horizon(self) -> None:
+        if self.horizon_rate is not None:
+            require_positive("horizon_rate", self.horizon_rate)
+        if self.horizon_order is not None:
+            require_one_of("horizon_order", self.horizon_order, get_args(Order))
+        if self.horizon_price is not None:
+            require_at_least_zero("horizon_price", self.horizon_price)
+        if self.horizon_every is not None:
+            whole = is_whole(self.horizon_every) and self.horizon_every >= 1
+            require("horizon_every", self.horizon_every, whole, "a whole number, at least 1")
 
     def keep_on(self, devices: int) -> Keep:
         """What a training step has to keep of its linearised trajectory, on each of so many
@@ -138,9 +164,25 @@ class Optimizer(ABC):
         """
         decay = self.weight_decay if weight_decay is None else weight_decay
         own = self.transformation(Given(problem, schedule, decay, devices, axis_name, seed))
-        if self.gradient_clip == 0:
-            return optax.with_extra_args_support(own)
-        return optax.chain(optax.clip_by_global_norm(self.gradient_clip), own)
+        if self.gradient_clip > 0:
+            own = optax.chain(optax.clip_by_global_norm(self.gradient_clip), own)
+        free = free_segments(problem.system)
+        if free:
+            own = with_horizon_rule(own, self.horizon_rule(), free)
+        return optax.with_extra_args_support(own)
+
+    def horizon_rule(self) -> optax.GradientTransformationExtraArgs:
+        """What moves a free horizon."""
+
+        def chosen(value: Any, default: Any) -> Any:
+            return default if value is None else value
+
+        return free_horizon(
+            chosen(self.horizon_rate, 0.1),
+            order=chosen(self.horizon_order, "second"),
+            price=chosen(self.horizon_price, 1e-3),
+            every=chosen(self.horizon_every, 50),
+        )
 
     @abstractmethod
     def transformation(self, given: Given) -> optax.GradientTransformation:
@@ -181,6 +223,13 @@ class Optimizer(ABC):
         Raises:
           ValueError: saying what does not fit.
         """
+        free = free_segments(problem.system)
+        for name in HORIZON_FIELDS:
+            if getattr(self, name) is not None and not free:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but this network has no free horizon: "
+                    "leave it out, or set free_horizon of a Neural ODE."
+                )
         branches = self.weight_decay_on == "residual_branches"
         if branches and not isinstance(architecture, ResidualArchitecture):
             raise ValueError(

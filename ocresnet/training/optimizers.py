@@ -16,6 +16,7 @@ from ocresnet.training.adaptive_optimizers import (
     Prodigy,
     ScheduleFreeAdamW,
 )
+from ocresnet.training.continuous_optimizers import SNOpt
 from ocresnet.training.control_optimizers import EKFAC, KFAC, OCNOpt
 from ocresnet.training.gradient_optimizers import SGD, AdamW, RMSprop
 from ocresnet.training.optimizer import Optimizer
@@ -35,6 +36,7 @@ __all__ = [
     "PolyakSGD",
     "Prodigy",
     "RMSprop",
+    "SNOpt",
     "ScheduleFreeAdamW",
     "describe",
     "from_description",
@@ -55,6 +57,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "kfac": KFAC,
     "ekfac": EKFAC,
     "ocnopt": OCNOpt,
+    "snopt": SNOpt,
 }
 
 

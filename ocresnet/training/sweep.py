@@ -4,7 +4,7 @@ Every run takes the steps that `fit` would take with that learning rate, weight 
 one device and without records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ocresnet.data.batches import Batch, epoch_order, training_batch
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory_sums
 from ocresnet.systems.architecture import Architecture
-from ocresnet.systems.system import Variables
+from ocresnet.systems.system import PyTree, Variables
 from ocresnet.training.compatibility import (
     check_fit,
     check_kinds,
@@ -46,6 +46,8 @@ class Sweep(NamedTuple):
       train_losses: mean over the training set, without augmentation and in inference mode.
       objectives: of the batch of every training step, [..., steps].
       accuracies_on_the_way: those after each of the `measured_steps`, [..., points].
+      measured_on_the_way: what else was asked for there, a tree [..., points, ...]; zeros if
+        nothing was.
     """
 
     accuracies: Any
@@ -53,6 +55,7 @@ class Sweep(NamedTuple):
     train_losses: Any
     objectives: Any
     accuracies_on_the_way: Any
+    measured_on_the_way: Any
 
 
 def measured_steps(steps: int, points: int) -> np.ndarray:
@@ -77,6 +80,7 @@ def sweep(
     seeds: Sequence[int],
     together: bool = True,
     points: int = 0,
+    on_the_way: Callable[[Variables], PyTree] | None = None,
 ) -> Sweep:
     """Train a network with every learning rate, weight decay and seed; one program is compiled.
 
@@ -88,6 +92,7 @@ def sweep(
       together: all runs at once; else one after the other, which is faster where a network alone
         keeps the device busy, and takes less memory.
       points: of each run where the accuracy on the test set is measured, beside its end.
+      on_the_way: of the network's variables, a tree of numbers that is measured there too.
 
     Returns:
       Accuracies and losses of the network's own output.
@@ -127,7 +132,7 @@ def sweep(
     # Arguments, not constants of the program: these would be folded by the compiler, for minutes.
     arrays = jax.device_put(arrays)
     steps = config.epochs * (data.samples("train") // config.batch_size)
-    run = partial(_run, architecture, config, measured_steps(steps, points))
+    run = partial(_run, architecture, config, measured_steps(steps, points), on_the_way)
     if len(set(weight_decays)) == 1:
         # A number that is known to the program: no decay then costs nothing.
         run = partial(run, weight_decay=float(weight_decays[0]))
@@ -146,6 +151,7 @@ def _run(
     architecture: Architecture,
     config: TrainingConfig,
     ends: np.ndarray,
+    on_the_way: Callable[[Variables], PyTree] | None,
     arrays: dict[str, tuple[Array, Array]],
     learning_rate: Array,
     seed: Array,
@@ -164,13 +170,16 @@ def _run(
 
     measure = partial(_measure, architecture, config, problem.cost.value)
 
-    def test_accuracy(state: TrainState) -> Array:
-        test = measure(evaluated(state), *arrays["test"])
-        return jnp.where(jnp.isfinite(test.losses[-1]), test.accuracies[-1], 0.0)
+    def measured(state: TrainState) -> tuple[Array, PyTree]:
+        variables = evaluated(state)
+        test = measure(variables, *arrays["test"])
+        accuracy = jnp.where(jnp.isfinite(test.losses[-1]), test.accuracies[-1], 0.0)
+        other = jnp.zeros(()) if on_the_way is None else on_the_way(variables)
+        return accuracy, other
 
     def take_step(
         state: TrainState, position: tuple[Array, Array, Array, Array]
-    ) -> tuple[TrainState, tuple[Array, Array]]:
+    ) -> tuple[TrainState, tuple[Array, PyTree]]:
         order, epoch, step, is_end = position
         batch = training_batch(
             images,
@@ -185,14 +194,16 @@ def _run(
             fill=jnp.asarray(architecture.pixel_mean),
         )
         state, info = train_step(state, Batch(batch.images[0], batch.labels[0]))
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measured, state)
+        )
         if len(ends) == 0:
-            return state, (info.objective, jnp.zeros(()))
-        accuracy = lax.cond(is_end, test_accuracy, lambda _: jnp.zeros(()), state)
-        return state, (info.objective, accuracy)
+            return state, (info.objective, nothing)
+        return state, (info.objective, lax.cond(is_end, measured, lambda _: nothing, state))
 
     def train_epoch(
         state: TrainState, position: tuple[Array, Array]
-    ) -> tuple[TrainState, tuple[Array, Array]]:
+    ) -> tuple[TrainState, tuple[Array, PyTree]]:
         epoch, are_ends = position
         order = epoch_order(seed, epoch, samples)
         return lax.scan(
@@ -205,13 +216,15 @@ def _run(
     are_ends = np.isin(np.arange(1, config.epochs * steps + 1), ends).reshape(-1, steps)
     state = init_state(problem, config, architecture.init(jax.random.key(seed)), transformation)
     epochs = (jnp.arange(config.epochs), jnp.asarray(are_ends))
-    state, (objectives, accuracies) = lax.scan(train_epoch, state, epochs)
+    state, (objectives, measurements) = lax.scan(train_epoch, state, epochs)
     variables = evaluated(state)
     test, train = measure(variables, *arrays["test"]), measure(variables, *arrays["train"])
     loss, train_loss = test.losses[-1], train.losses[-1]
     accuracy = jnp.where(jnp.isfinite(loss), test.accuracies[-1], 0.0)
-    on_the_way = accuracies.reshape(-1)[ends - 1]
-    return Sweep(accuracy, loss, train_loss, objectives.reshape(-1), on_the_way)
+    accuracies, others = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[ends - 1], measurements
+    )
+    return Sweep(accuracy, loss, train_loss, objectives.reshape(-1), accuracies, others)
 
 
 def _measure(

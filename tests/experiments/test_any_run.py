@@ -171,6 +171,32 @@ def test_a_neural_ode_is_cut_in_time(tmp_path):
     assert code == 1 and errors.startswith("error: cannot remove all steps of an ODE")
 
 
+def test_a_neural_ode_under_snopt_finds_its_horizon(tmp_path):
+    small = ("--dataset=digits[:192]", "--width=6", "--epochs=1", "--devices=1")
+    ode = (*small, "--architecture=neural_ode", "--steps=3", "--free_horizon")
+    snopt = ("--optimizer=snopt", "--grid=4", "--refresh_every=2", "--horizon_every=1")
+    workdir = f"--workdir={tmp_path}"
+    code, output, errors = call(train.main, *ode, *snopt, workdir)
+    assert code == 0 and "test accuracy" in output, errors
+    (row,) = rows_of(tmp_path)
+    horizon = row["horizons"]["ode"]
+    assert horizon > 0.1 and abs(horizon - 1) > 1e-3
+    assert float(load(tmp_path / "network").params["ode"]["horizon"]) == pytest.approx(horizon)
+    code, _, errors = call(prune.main, workdir, "--blocks=2")
+    assert code == 1 and errors.startswith("error: the horizon of this Neural ODE is free")
+    code, _, errors = call(
+        train.main,
+        *small,
+        "--architecture=residual_mlp",
+        "--optimizer=snopt",
+        f"--workdir={tmp_path / 'other'}",
+    )
+    assert code == 1 and errors == (
+        "error: SNOpt needs a differential equation, and this network solves none: choose ekfac, "
+        "or a Neural ODE.\n"
+    )
+
+
 @pytest.mark.slow
 def test_a_real_sigkill_in_a_process_of_one_device_loses_nothing(tmp_path):
     """EKFAC with momentum: killed after an epoch, and resumed."""

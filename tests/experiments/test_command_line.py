@@ -26,6 +26,7 @@ from experiments.benchmarks import step as benchmark_step
 from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
 from experiments.common.kind_flags import KindFlags
+from experiments.continuous import horizon_study, snopt_study, step_benchmark
 from experiments.optimizers import (
     alignments,
     ddpnopt_table,
@@ -56,6 +57,9 @@ BINARIES = (
     untuned,
     benchmark_step,
     benchmark_optimizers,
+    snopt_study,
+    horizon_study,
+    step_benchmark,
 )
 
 DIGITS = "--preset=digits_homogeneous12_shared"

@@ -148,7 +148,7 @@ def test_a_grid_is_cut_from_the_only_weight_decay(monkeypatch):
     def sweep(architecture, config, data, **grid):
         asked.update(grid)
         steps = np.zeros((*shape, 4))
-        return Sweep(accuracies, accuracies, 1 - accuracies, steps, steps[..., :0])
+        return Sweep(accuracies, accuracies, 1 - accuracies, steps, *2 * [steps[..., :0]])
 
     class Flags:
         epochs, batch_size, seeds = 1, 16, range(3)

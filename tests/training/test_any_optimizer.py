@@ -47,12 +47,14 @@ from ocresnet.training.optimizers import (
     Prodigy,
     RMSprop,
     ScheduleFreeAdamW,
+    SNOpt,
 )
 from ocresnet.training.restore import restore_network
 from ocresnet.training.step import AXIS_NAME
 from tests.conftest import random_network
 from tests.training.test_fit import ONE_DEVICE, Killed, killed_after, without_times
 
+CONVOLUTIONAL_ODE = NeuralODEConfig(vector_field="convolutional", strides=(2,), width=3)
 FAMILIES: dict[str, Architecture] = {
     "resnet": ResNetConfig.homogeneous(blocks=2, filters=4),
     "projections": ResNetConfig.standard(blocks=4, filters=(3, 4)),
@@ -62,6 +64,10 @@ FAMILIES: dict[str, Architecture] = {
     "cnn": CNNConfig(filters=(4, 5), strides=(2, 1), hidden=(6,)),
     "inception": InceptionConfig((3,), (2,), (2,), stem_filters=4),
     "neural_ode": NeuralODEConfig(width=6, solver="rk4", steps=2),
+    # Of a dense stem that reads more pixels than a batch has samples, the eigenvectors of A that
+    # belong to no sample are anyone's.
+    "free_horizon": replace(CONVOLUTIONAL_ODE, solver="midpoint", steps=2, free_horizon=True),
+    "adaptive_ode": replace(CONVOLUTIONAL_ODE, solver="dopri5", adjoint="backsolve"),
 }
 OFTEN = {"factor_every": 2, "eigen_every": 4}
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -86,6 +92,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adaptive": OCNOpt(
         alignment="adaptive", alignment_hold=2, curvature="diagonal", learning_rate=0.003
     ),
+    "snopt": SNOpt(momentum=0.5, weight_decay=1e-3, grid=3, refresh_every=4, horizon_every=2),
+    "snopt_constant": SNOpt(grid=3, refresh_every=4),
 }
 PAIRS = [
     pytest.param("resnet", "stacked", marks=pytest.mark.slow),
@@ -105,7 +113,9 @@ PAIRS = [
     ("mlp", "momo"),
     ("mlp", "schedule_free_adamw"),
     ("neural_ode", "joint"),
+    ("free_horizon", "snopt"),
 ]
+ADAPTIVE_ODE = pytest.param("adaptive_ode", "snopt_constant", marks=pytest.mark.slow)
 OF_THE_MEAN = [
     pytest.param("residual_mlp", "muon", marks=pytest.mark.slow),
     ("mlp", "momo_adam"),
@@ -137,7 +147,7 @@ def run(family: str, chosen: str | Optimizer, data: Dataset, workdir=None, **kwa
     return fit(architecture, config, data, workdir=workdir, **kwargs)
 
 
-@pytest.mark.parametrize(("family", "optimizer"), [*PAIRS, *OF_THE_MEAN])
+@pytest.mark.parametrize(("family", "optimizer"), [*PAIRS, *OF_THE_MEAN, ADAPTIVE_ODE])
 def test_a_killed_run_resumes_to_the_same_bits(family, optimizer, toy_data, tmp_path, monkeypatch):
     whole = run(family, optimizer, toy_data, tmp_path / "whole", tensorboard=True)
     with monkeypatch.context() as patch:
