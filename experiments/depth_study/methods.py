@@ -27,7 +27,7 @@ class Method(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called in the table, whatever its depth."""
+        """What it is called in the table, whatever its depth and rate."""
 
     @abstractmethod
     def carry_out(self, laboratory: Laboratory) -> Trained:
@@ -86,7 +86,7 @@ class TrainThenCut(Method):
         first += "" if self.blocks is None else " to a depth"
         if self.share == 0:
             return first
-        return f"{first}, {'taught' if self.taught else 'fine-tuned'}"
+        return f"{first}, {'taught' if self.taught else 'fine-tuned'} ({self.share:.2g})"
 
     def carry_out(self, laboratory: Laboratory) -> Trained:
         stage_cost = laboratory.plan.training.stage_cost if self.stage_costs else 0.0
@@ -124,7 +124,7 @@ class ProbeThenTrain(Method):
 
     @property
     def name(self) -> str:
-        return f"probe, then train {'on' if self.on else 'anew'}"
+        return f"probe ({self.share:.2g}), then train {'on' if self.on else 'anew'}"
 
     def carry_out(self, laboratory: Laboratory) -> Trained:
         probe = laboratory.train_for(self.share * laboratory.budget, laboratory.whole)
@@ -154,7 +154,8 @@ class ShrinkWhileTraining(Method):
 
     @property
     def name(self) -> str:
-        return f"shrink, stage costs {'to the end' if self.to_the_end else 'until the last cut'}"
+        at = ", ".join(f"{milestone:.2g}" for milestone in self.milestones)
+        return f"shrink ({at}), stage costs {'to the end' if self.to_the_end else 'until then'}"
 
     def carry_out(self, laboratory: Laboratory) -> Trained:
         first, *others = self.milestones
