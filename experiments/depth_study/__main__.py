@@ -37,13 +37,17 @@ from ocresnet.training.optimizers import SGD
 from ocresnet.training.schedules import ScheduleName
 
 from ..common import command_line
-from ..common.flag_kinds import FlagValues, Section
+from ..common.flag_kinds import FlagValues, Section, shown
 from ..common.reports import Study
 from .laboratory import Laboratory, Plan
 from .methods import FromScratch, Method, ProbeThenTrain, ShrinkWhileTraining, TrainThenCut
 from .tables import draw, tables
 
 GROUPS = ("stage_costs", "taught", "surgery", "probe", "shrink", "search")
+
+
+MILESTONES = (0.2, 0.4)
+"""Shares of the budget where shrinking cuts, by default."""
 
 
 class Flags:
@@ -85,8 +89,30 @@ class Flags:
         self._finetuning = section.share("finetuning", "Share of the budget for it.", 0.25)
         self._probe = section.share("probe", "Share of the budget for the probe.", 1 / 3)
         self._milestones = section.row(
-            "milestones", "Shares of the budget where shrinking cuts. Default: 0.2,0.4."
+            "milestones",
+            f"Shares of the budget where shrinking cuts. Default: {shown(MILESTONES)}.",
         )
+
+    def check(self) -> None:
+        """Refuse what only a method would notice, after other methods were trained.
+
+        Raises:
+          ValueError: naming the flag.
+        """
+        most = self._blocks.value
+        for flag in (self._cuts, self._depths):
+            for blocks in flag.value or ():
+                if not 1 <= blocks <= most:
+                    raise ValueError(f"--{flag.name}={blocks} must be 1 to {most} blocks.")
+        milestones = self._milestones.value or MILESTONES
+        within = all(0 < milestone < 1 for milestone in milestones)
+        if not within or list(milestones) != sorted(set(milestones)):
+            raise ValueError(
+                f"--milestones={shown(milestones)} must be increasing shares of the budget, above "
+                "0 and below 1."
+            )
+        if not self.seeds.value:
+            raise ValueError("--seed must be one whole number or several.")
 
     def plan(self) -> Plan:
         """What all methods have in common.
@@ -135,7 +161,7 @@ class Flags:
                 yield ProbeThenTrain(self._probe.value, on)
         if "shrink" in groups:
             for to_the_end in (False, True):
-                yield ShrinkWhileTraining(self._milestones.value or (0.2, 0.4), to_the_end)
+                yield ShrinkWhileTraining(self._milestones.value or MILESTONES, to_the_end)
         if "search" in groups:
             for blocks in self._depths.value or range(1, self._blocks.value + 1):
                 yield FromScratch(blocks, self._epochs.value)
@@ -174,6 +200,7 @@ def measure(laboratory: Laboratory, method: Method) -> dict[str, Any]:
 
 def study(flags: Flags) -> None:
     """Carry out every method for every seed, each against a network from scratch."""
+    flags.check()
     plan = flags.plan()
     found = flags.study(plan)
     data = load_dataset(flags.dataset.value, flags.data_dir.value)
