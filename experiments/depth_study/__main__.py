@@ -79,7 +79,6 @@ class Flags:
         )
         self._stage_cost = section.number("stage_cost", "gamma, where stage costs are paid.", 0.09)
         self._validation = section.share("validation", "Held out for the depth rule.", 0.1)
-        self._tolerance = section.number("tolerance", "Points that the depth rule may lose.", 0.5)
         section = Section(values, "Methods")
         self._depths = section.wholes("depths", "Of the search. Default: 1 to all blocks.", None)
         self._cuts = section.wholes("cut", "Depths to cut to, beside the rule's.", (4,))
@@ -88,6 +87,15 @@ class Flags:
         )
         self._finetuning = section.share("finetuning", "Share of the budget for it.", 0.25)
         self._probe = section.share("probe", "Share of the budget for the probe.", 1 / 3)
+        self.tolerance = section.number(
+            "tolerance", "Points that the depth rule may lose, and the search.", 0.5
+        )
+        self._early_tolerance = section.number(
+            "early_tolerance",
+            "The same after a probe and in shrinking: before a network has converged, deeper exits "
+            "are surer of the same classes.",
+            1.0,
+        )
         self._milestones = section.row(
             "milestones",
             f"Shares of the budget where shrinking cuts. Default: {shown(MILESTONES)}.",
@@ -137,20 +145,21 @@ class Flags:
         network = ResNetConfig.homogeneous(
             self._blocks.value, self._filters.value, stem_stride=self._stem_stride.value
         )
-        return Plan(network, training, self._tolerance.value)
+        return Plan(network, training)
 
     def methods(self) -> Iterator[Method]:
         """Those that are asked for, but for the networks from scratch they are compared with."""
         groups, share = self.groups.value, self._finetuning.value
         rates, cuts = self._rates.value, self._cuts.value
+        tolerance, early = self.tolerance.value, self._early_tolerance.value
         if "stage_costs" in groups:
             for blocks in (None, *cuts):
-                yield TrainThenCut(True, blocks)
+                yield TrainThenCut(True, blocks, tolerance=tolerance)
                 for rate in rates:
-                    yield TrainThenCut(True, blocks, share, rate)
+                    yield TrainThenCut(True, blocks, share, rate, tolerance=tolerance)
         if "taught" in groups:
             for rate in rates:
-                yield TrainThenCut(True, None, share, rate, taught=True)
+                yield TrainThenCut(True, None, share, rate, True, tolerance)
         if "surgery" in groups:
             for blocks in cuts:
                 yield TrainThenCut(False, blocks)
@@ -158,10 +167,11 @@ class Flags:
                     yield TrainThenCut(False, blocks, share, rate)
         if "probe" in groups:
             for on in (True, False):
-                yield ProbeThenTrain(self._probe.value, on)
+                yield ProbeThenTrain(self._probe.value, on, early)
         if "shrink" in groups:
             for to_the_end in (False, True):
-                yield ShrinkWhileTraining(self._milestones.value or MILESTONES, to_the_end)
+                milestones = self._milestones.value or MILESTONES
+                yield ShrinkWhileTraining(milestones, to_the_end, early)
         if "search" in groups:
             for blocks in self._depths.value or range(1, self._blocks.value + 1):
                 yield FromScratch(blocks, self._epochs.value)
@@ -172,7 +182,6 @@ class Flags:
             "dataset": self.dataset.value,
             "network": families.describe(plan.network),
             "training": configs.describe(plan.training),
-            "tolerance": plan.tolerance,
         }
         return Study(self._output.value, settings)
 
@@ -221,7 +230,7 @@ def study(flags: Flags) -> None:
             kept = row(method)["kept"]
             if not isinstance(method, FromScratch):
                 row(FromScratch(kept))
-    text = tables(found.rows, plan.tolerance)
+    text = tables(found.rows, flags.tolerance.value)
     print(f"\n{text}")
     found.write(text)
     if found.writes:

@@ -56,6 +56,10 @@ class Trained(NamedTuple):
         """Of the network."""
         return residual(self.network.architecture)
 
+    def depth_by_rule(self, tolerance: float) -> int:
+        """The depth rule on the validation part; at least one block is kept."""
+        return max(recommend_depth(self.validation, tolerance), 1)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -65,12 +69,10 @@ class Plan:
       network: the whole network, of N blocks, with shared exits.
       training: how it is trained; `epochs` make the budget, `stage_cost` is paid where a method
         wants it, `validation` is held out for the depth rule.
-      tolerance: percentage points that the depth rule may lose.
     """
 
     network: ResidualArchitecture
     training: TrainingConfig
-    tolerance: float = 0.5
 
 
 class Laboratory:
@@ -208,16 +210,14 @@ class Laboratory:
             self._runs[name] = Trained(run.network, run.trajectories["validation"])
         return self._runs[name]
 
-    def train_for(self, price: float, start: Trained | ResidualArchitecture) -> Trained:
-        """Train with stage costs at a constant rate, for as many epochs as a price pays for."""
+    def train_for(
+        self, price: float, start: Trained | ResidualArchitecture, schedule: ScheduleName
+    ) -> Trained:
+        """Train with stage costs for as many epochs as a price pays for."""
         network = start.architecture if isinstance(start, Trained) else start
         stage_cost = self.plan.training.stage_cost
         epochs = self.epochs_for(price, network, stage_cost)
-        return self.train(start, epochs, stage_cost=stage_cost, schedule="constant")
-
-    def depth_by_rule(self, trained: Trained) -> int:
-        """The depth rule on the validation part; at least one block is kept."""
-        return max(recommend_depth(trained.validation, self.plan.tolerance), 1)
+        return self.train(start, epochs, stage_cost=stage_cost, schedule=schedule)
 
     def accuracy(self, network: Network, part: str) -> float:
         """Of the network's own output, in percent."""

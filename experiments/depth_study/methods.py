@@ -72,6 +72,7 @@ class TrainThenCut(Method):
       share: of the budget, for fine-tuning; 0: none.
       rate: learning rate of fine-tuning, which falls as a cosine.
       taught: fine-tuning with the whole network as teacher.
+      tolerance: percentage points that the depth rule may lose.
     """
 
     stage_costs: bool
@@ -79,6 +80,7 @@ class TrainThenCut(Method):
     share: float = 0.0
     rate: float | None = None
     taught: bool = False
+    tolerance: float = 0.5
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ class TrainThenCut(Method):
             (1 - self.share) * laboratory.budget, laboratory.whole, stage_cost
         )
         whole = laboratory.train(laboratory.whole, epochs, stage_cost=stage_cost)
-        blocks = laboratory.depth_by_rule(whole) if self.blocks is None else self.blocks
+        blocks = whole.depth_by_rule(self.tolerance) if self.blocks is None else self.blocks
         cut = shortened(whole, blocks) if self.stage_costs else operated(whole, blocks, laboratory)
         if self.share == 0:
             return cut
@@ -115,20 +117,25 @@ class ProbeThenTrain(Method):
     """A short training with stage costs finds the depth; the rest trains the network of that depth.
 
     Attributes:
-      share: of the budget, for the probe, at a constant learning rate.
+      share: of the budget, for the probe. Its learning rate falls as a cosine: at a constant one
+        deeper exits are surer for longer, and the depth rule keeps more blocks.
       on: train on from the probe's weights; else from new ones.
+      tolerance: percentage points that the depth rule may lose.
     """
 
     share: float
     on: bool
+    tolerance: float
 
     @property
     def name(self) -> str:
-        return f"probe ({self.share:.2g}), then train {'on' if self.on else 'anew'}"
+        return f"probe ({self.share:.2g}, {self.tolerance:g} points), then " + (
+            "train on" if self.on else "train anew"
+        )
 
     def carry_out(self, laboratory: Laboratory) -> Trained:
-        probe = laboratory.train_for(self.share * laboratory.budget, laboratory.whole)
-        cut = shortened(probe, laboratory.depth_by_rule(probe))
+        probe = laboratory.train_for(self.share * laboratory.budget, laboratory.whole, "cosine")
+        cut = shortened(probe, probe.depth_by_rule(self.tolerance))
         epochs = laboratory.epochs_for(laboratory.budget - cut.price, cut.architecture)
         if self.on:
             return laboratory.train(cut, epochs)
@@ -147,23 +154,27 @@ class ShrinkWhileTraining(Method):
     Attributes:
       milestones: shares of the budget.
       to_the_end: pay stage costs after the last cut too.
+      tolerance: percentage points that the depth rule may lose.
     """
 
     milestones: tuple[float, ...]
     to_the_end: bool
+    tolerance: float
 
     @property
     def name(self) -> str:
         at = ", ".join(f"{milestone:.2g}" for milestone in self.milestones)
-        return f"shrink ({at}), stage costs {'to the end' if self.to_the_end else 'until then'}"
+        until = "to the end" if self.to_the_end else "until then"
+        return f"shrink ({at}, {self.tolerance:g} points), stage costs {until}"
 
     def carry_out(self, laboratory: Laboratory) -> Trained:
         first, *others = self.milestones
-        trained = laboratory.train_for(first * laboratory.budget, laboratory.whole)
+        trained = laboratory.train_for(first * laboratory.budget, laboratory.whole, "constant")
         for milestone in others:
-            trained = shortened(trained, laboratory.depth_by_rule(trained))
-            trained = laboratory.train_for(milestone * laboratory.budget - trained.price, trained)
-        trained = shortened(trained, laboratory.depth_by_rule(trained))
+            trained = shortened(trained, trained.depth_by_rule(self.tolerance))
+            price = milestone * laboratory.budget - trained.price
+            trained = laboratory.train_for(price, trained, "constant")
+        trained = shortened(trained, trained.depth_by_rule(self.tolerance))
         stage_cost = laboratory.plan.training.stage_cost if self.to_the_end else 0.0
         epochs = laboratory.epochs_for(
             laboratory.budget - trained.price, trained.architecture, stage_cost

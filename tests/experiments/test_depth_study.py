@@ -82,10 +82,10 @@ METHODS = [
     TrainThenCut(True, None, 0.25, 0.01),
     TrainThenCut(True, 1, 0.25, 0.01),
     TrainThenCut(True, None, 0.25, 0.01, taught=True),
-    ProbeThenTrain(1 / 3, on=True),
-    ProbeThenTrain(1 / 3, on=False),
-    ShrinkWhileTraining((0.2, 0.4), to_the_end=False),
-    ShrinkWhileTraining((0.2, 0.4), to_the_end=True),
+    ProbeThenTrain(1 / 3, on=True, tolerance=1.0),
+    ProbeThenTrain(1 / 3, on=False, tolerance=1.0),
+    ShrinkWhileTraining((0.2, 0.4), to_the_end=False, tolerance=1.0),
+    ShrinkWhileTraining((0.2, 0.4), to_the_end=True, tolerance=1.0),
     FromScratch(2),
 ]
 
@@ -115,12 +115,12 @@ def test_every_method_spends_the_budget_and_no_more(laboratory, trainings, metho
 
 
 def test_a_probe_finds_the_depth_and_the_rest_trains_it(laboratory, trainings):
-    on = ProbeThenTrain(1 / 3, on=True).carry_out(laboratory)
-    anew = ProbeThenTrain(1 / 3, on=False).carry_out(laboratory)
+    on = ProbeThenTrain(1 / 3, on=True, tolerance=1.0).carry_out(laboratory)
+    anew = ProbeThenTrain(1 / 3, on=False, tolerance=1.0).carry_out(laboratory)
     # The probe is trained once for both.
     assert [run[0] for run in trainings] == [4, 2, 2]
     probe, first, second = (run[1] for run in trainings)
-    assert (probe.epochs, probe.stage_cost, probe.optimizer.schedule) == (4, 0.1, "constant")
+    assert (probe.epochs, probe.stage_cost, probe.optimizer.schedule) == (4, 0.1, "cosine")
     assert first == second and first.stage_cost == 0 and first.optimizer.schedule == "cosine"
     assert trainings[1][2] is not None and trainings[2][2] is None
     assert on.price == anew.price and on.architecture.depth == anew.architecture.depth == 2
@@ -129,7 +129,7 @@ def test_a_probe_finds_the_depth_and_the_rest_trains_it(laboratory, trainings):
 def test_shrinking_pays_stage_costs_to_the_end_or_until_the_last_cut(laboratory, trainings):
     for to_the_end, last in ((True, 0.1), (False, 0.0)):
         trainings.clear()
-        ShrinkWhileTraining((0.25, 0.5), to_the_end).carry_out(laboratory)
+        ShrinkWhileTraining((0.25, 0.5), to_the_end, tolerance=1.0).carry_out(laboratory)
         gammas = [run[1].stage_cost for run in trainings]
         assert gammas[-1] == last and set(gammas[:-1]) <= {0.1}
         assert [run[0] for run in trainings] == [4, 2, 2][-len(trainings) :]
@@ -137,7 +137,7 @@ def test_shrinking_pays_stage_costs_to_the_end_or_until_the_last_cut(laboratory,
 
 def test_a_budget_that_is_too_small_is_refused(laboratory, trainings):
     with pytest.raises(ValueError, match="leaves no epoch"):
-        ProbeThenTrain(0.01, on=True).carry_out(laboratory)
+        ProbeThenTrain(0.01, on=True, tolerance=1.0).carry_out(laboratory)
 
 
 def test_surgery_keeps_so_many_blocks_and_measures_the_statistics_anew(laboratory):
