@@ -23,6 +23,7 @@ import jax
 from ocresnet.data.dataset import Dataset
 from ocresnet.stage_cost.pruning import recommend_depth
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory
+from ocresnet.systems import counts
 from ocresnet.systems.architecture import ResidualArchitecture, residual
 from ocresnet.systems.network import Network
 from ocresnet.training.config import TrainingConfig
@@ -108,24 +109,36 @@ class Laboratory:
             self.whole, self.plan.training.stage_cost
         )
 
-    def price_of_epoch(self, network: ResidualArchitecture, stage_cost: float = 0.0) -> float:
-        """c(d), or with a stage cost c_g(d)."""
+    def price_of_epoch(
+        self,
+        network: ResidualArchitecture,
+        stage_cost: float = 0.0,
+        teacher: Network | None = None,
+    ) -> float:
+        """c(d), or with a stage cost c_g(d); a teacher's forward pass on top of that."""
         batch = self.plan.training.batch_size
         samples = self.data.samples("train") // batch * batch
         training = replace(self.plan.training, epochs=1, stage_cost=stage_cost)
         training = replace(training, optimizer=replace(training.optimizer, schedule="constant"))
-        return training_cost(network, training, samples)
+        price = training_cost(network, training, samples)
+        if teacher is not None:
+            price += samples * counts.multiply_adds(teacher.architecture).total
+        return price
 
     def epochs_for(
-        self, price: float, network: ResidualArchitecture, stage_cost: float = 0.0
+        self,
+        price: float,
+        network: ResidualArchitecture,
+        stage_cost: float = 0.0,
+        teacher: Network | None = None,
     ) -> int:
-        """How many whole epochs of a network this price pays for.
+        """How many whole epochs this price pays for.
 
         Raises:
           ValueError: if it pays for none.
         """
         # The slack is for rounding: a budget of three epochs pays for three.
-        epochs = int(price / self.price_of_epoch(network, stage_cost) + 1e-6)
+        epochs = int(price / self.price_of_epoch(network, stage_cost, teacher) + 1e-6)
         if epochs < 1:
             raise ValueError(
                 f"the budget leaves no epoch of {network.depth} blocks for a part of a method: "
@@ -171,10 +184,7 @@ class Laboratory:
             distillation=0.0 if teacher is None else 0.5,
         )
         done = self._run(network, training, initial, teacher)
-        price = epochs * self.price_of_epoch(network, stage_cost)
-        if teacher is not None:
-            # A forward pass, a third of what training the teacher would cost.
-            price += epochs * self.price_of_epoch(residual(teacher.architecture)) / 3
+        price = epochs * self.price_of_epoch(network, stage_cost, teacher)
         before = start if isinstance(start, Trained) else Trained(*done[:2])
         return done._replace(
             price=before.price + price, block_epochs=before.block_epochs + epochs * network.depth

@@ -100,15 +100,14 @@ class TrainThenCut(Method):
         cut = shortened(whole, blocks) if self.stage_costs else operated(whole, blocks, laboratory)
         if self.share == 0:
             return cut
-        left, price = laboratory.budget - cut.price, laboratory.price_of_epoch(cut.architecture)
-        if self.taught:
-            price += laboratory.price_of_epoch(whole.architecture) / 3
+        teacher = whole.network if self.taught else None
+        left = laboratory.budget - cut.price
         return laboratory.train(
             cut,
-            max(int(left / price + 1e-6), 1),
+            laboratory.epochs_for(left, cut.architecture, teacher=teacher),
             learning_rate=self.rate,
             schedule="cosine",
-            teacher=whole.network if self.taught else None,
+            teacher=teacher,
         )
 
 
