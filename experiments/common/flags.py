@@ -184,6 +184,14 @@ class ObjectiveFlags:
         self._schedule = section.choice(
             "stage_cost_schedule", get_args(StageCostSchedule), "How gamma is spread over depth."
         )
+        self._shrink = section.wholes(
+            "shrink",
+            "Epochs, separated by commas, after which the depth rule cuts and the smaller network "
+            "trains on.",
+        )
+        self._shrink_tolerance = section.number(
+            "shrink_tolerance", "Percentage points that each of these cuts may lose."
+        )
         self._loss = section.choice("loss", get_args(Loss), "Per-sample loss.")
         self._label_smoothing = section.number(
             "label_smoothing", "Share of the target spread evenly."
@@ -194,6 +202,8 @@ class ObjectiveFlags:
         return given(
             stage_cost=self._stage_cost,
             stage_cost_schedule=self._schedule,
+            shrink=self._shrink,
+            shrink_tolerance=self._shrink_tolerance,
             loss=self._loss,
             label_smoothing=self._label_smoothing,
         )

@@ -9,6 +9,7 @@ trains the rest, and writes each artefact (all the paper has of that data set, u
 names some) to
 <output>/<scale>_<dataset>/: tables as .md and .csv beside the paper's numbers, figures as .png and
 .pdf, and the measured values behind both as .json. --plan only prints the runs and their cost.
+runs.json beside them has what was measured on every run; from it alone --redraw makes them again.
 """
 
 import sys
@@ -16,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from ..common import command_line
+from ..common import command_line, reports
 from ..common.flag_kinds import FlagValues, Section
 from . import artefacts, runs
 from .plan import DATASETS, SCALES, Artefact, default_artefacts, plan
+
+RUNS = "runs.json"
 
 
 class Flags:
@@ -44,6 +47,9 @@ class Flags:
         self.output = section.text("output", "Where artefacts go. Default: the workdir.")
         section = Section(values, "Plan")
         self.plan = section.switch("plan", "Print the runs with their cost, and do nothing.")
+        self.redraw = section.switch(
+            "redraw", "Make the artefacts from runs.json in the output; train nothing."
+        )
         self.rate = section.number(
             "rate", "Multiply-adds a second, for the plan; the default is two CPU cores.", 4e10
         )
@@ -55,14 +61,20 @@ def make(flags: Flags) -> None:
     wanted = flags.artefacts.value or default_artefacts(dataset)
     planned = plan(wanted, dataset, scale, seeds)
     folder = Path(flags.workdir.value) / scale
-    print(runs.describe(planned, folder, flags.rate.value))
-    if flags.plan.value:
-        return
-    runs.carry_out(planned, folder, flags.data_dir.value)
     output = Path(flags.output.value or flags.workdir.value) / f"{scale}_{dataset}"
-    output.mkdir(parents=True, exist_ok=True)
+    if flags.redraw.value:
+        found = runs.gathered(output / RUNS)
+        runs.require(planned, found, output / RUNS)
+    else:
+        print(runs.describe(planned, folder, flags.rate.value))
+        if flags.plan.value:
+            return
+        runs.carry_out(planned, folder, flags.data_dir.value)
+        # Those of artefacts that were made before stay.
+        found = {**runs.gathered(output / RUNS), **runs.gather(planned, folder)}
+        reports.write(output / RUNS, {"runs": found})
     for artefact in wanted:
-        for path in artefacts.write(artefact, dataset, scale, seeds, folder, output):
+        for path in artefacts.write(artefact, dataset, scale, seeds, found, output):
             print(f"wrote {path}")
 
 

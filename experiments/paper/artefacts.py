@@ -7,6 +7,7 @@ from pathlib import Path
 from ..common import reports
 from . import figures, tables
 from .plan import Artefact
+from .runs import Measurements
 
 
 def write(
@@ -14,14 +15,14 @@ def write(
     dataset: str,
     scale_name: str,
     seeds: Sequence[int],
-    folder: Path,
+    found: Measurements,
     output: Path,
 ) -> list[Path]:
     """Make one artefact from finished runs.
 
     Args:
       artefact, dataset, scale_name, seeds: which.
-      folder: where the runs lie.
+      found: what was measured on the finished runs.
       output: folder to write to.
 
     Returns:
@@ -29,7 +30,7 @@ def write(
     """
     stem = output / artefact
     if artefact.startswith("figure"):
-        curves = figures.curves(artefact, dataset, scale_name, seeds, folder)
+        curves = figures.curves(artefact, dataset, scale_name, seeds, found)
         shown = {curve.label: curve.values for curve in curves}
         figure = figures.draw(artefact, curves)
         paths = [stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")]
@@ -39,7 +40,7 @@ def write(
             figure.savefig(path, dpi=150, metadata=metadata)
         reports.write(paths[2], {"curves": shown})
         return paths
-    table = tables.make(artefact, dataset, scale_name, seeds, folder)
+    table = tables.make(artefact, dataset, scale_name, seeds, found)
     paths = [stem.with_suffix(suffix) for suffix in (".md", ".csv", ".json")]
     paths[0].write_text(tables.markdown(table) + "\n")
     with paths[1].open("w", newline="") as file:

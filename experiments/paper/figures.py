@@ -5,7 +5,6 @@ dark (shallow) to bright (deep), each ending at its own depth; those trained wit
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,10 +12,20 @@ import numpy as np
 from ocresnet import plots
 
 from .plan import SCALES, Artefact, architectures, run_name
-from .runs import measured
+from .runs import Measurements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+OVER_BLOCKS = ("figure4", "figure5")
+"""The figures with something of each block, which a network without blocks has not."""
+
+TITLES = {
+    **dict.fromkeys(("figure2", "figure3"), ("Accuracy", "Loss")),
+    **dict.fromkeys(OVER_BLOCKS, ("Output residuals, test data", "Parameters")),
+}
+"""Of the two panels."""
 
 
 class Curve(NamedTuple):
@@ -34,9 +43,10 @@ class Curve(NamedTuple):
 
 
 def curves(
-    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], found: Measurements
 ) -> list[Curve]:
-    """The networks that the figure called `artefact` shows."""
+    """The networks that the figure called `artefact` shows: those of Figures 4 and 5 have blocks to
+    show something of."""
     import matplotlib
 
     (architecture,) = architectures(artefact, dataset)
@@ -44,10 +54,8 @@ def curves(
     colors = matplotlib.colormaps["viridis"]
 
     def mean_of(blocks: int, exits: Any) -> Any:
-        found = [
-            measured(folder, run_name(dataset, architecture, blocks, exits, seed)) for seed in seeds
-        ]
-        return _mean(found)
+        names = [run_name(dataset, architecture, blocks, exits, seed) for seed in seeds]
+        return _mean([found[name] for name in names])
 
     shallow = [
         Curve(
@@ -56,6 +64,7 @@ def curves(
             mean_of(blocks, "none"),
         )
         for blocks in scale.depths
+        if blocks > 0 or artefact not in OVER_BLOCKS
     ]
     return [
         *shallow,
@@ -75,7 +84,7 @@ def curves(
 def draw(artefact: Artefact, networks: Sequence[Curve]) -> "Figure":
     """The figure called `artefact`."""
     figure, (left, right) = plots.panels(2)
-    if artefact in ("figure2", "figure3"):
+    if artefact not in OVER_BLOCKS:
         for curve in networks:
             for part, line in (("test", "-"), ("train", "--")):
                 over_depth = curve.values[part]
@@ -86,6 +95,9 @@ def draw(artefact: Artefact, networks: Sequence[Curve]) -> "Figure":
                 right.plot(over_depth["losses"], line, **_markers(curve, over_depth["losses"]))
         left.set(xlabel="output after k residual blocks", ylabel="test accuracy (%)")
         right.set(xlabel="output after k residual blocks", ylabel="loss", yscale="log")
+        for part, line in (("test", "-"), ("train", "--")):
+            right.plot([], line, color="0.3", label=f"{part} data")
+        right.legend(loc="best", fontsize="small")
     else:
         for curve in networks:
             residuals = curve.values["test"]["output_residuals"]
@@ -98,6 +110,8 @@ def draw(artefact: Artefact, networks: Sequence[Curve]) -> "Figure":
             yscale="log",
         )
         right.set(xlabel="residual block k", ylabel=r"parameter norm $\|w_{\mathcal{F},k}\|$")
+    for axis, letter in ((left, "a"), (right, "b")):
+        axis.set_title(f"({letter}) {TITLES[artefact][letter == 'b']}", fontsize="medium")
     figure.set_figwidth(figure.get_figwidth() + 2.6)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")

@@ -1,7 +1,7 @@
 """Carrying out a plan of the paper's runs: what is finished is skipped, the rest is continued."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,12 @@ from ..common.reports import markdown_table
 from .plan import PlannedRun
 
 MEASUREMENTS = "measurements.json"
+
+DIGITS = 6
+"""Significant ones, of what is kept of all runs together."""
+
+Measurements = Mapping[str, dict[str, Any]]
+"""{name of a run: what `measure` found}."""
 
 State = Literal["finished", "interrupted", "to do"]
 
@@ -123,9 +129,39 @@ def measure(workdir: Path, data: Dataset) -> dict[str, Any]:
     }
 
 
-def measured(folder: Path, name: str) -> dict[str, Any]:
-    """What `measure` found for the run called `name`."""
-    return records.read_json(folder / name / MEASUREMENTS)
+def gather(runs: Sequence[PlannedRun], folder: Path) -> Measurements:
+    """What `measure` found for every run, to so many digits as tables and figures show."""
+    return {run.name: _rounded(records.read_json(folder / run.name / MEASUREMENTS)) for run in runs}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}")
+
+
+def gathered(path: Path) -> Measurements:
+    """What `gather` found and was written to a file; nothing, if there is none.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    return records.read_json(path).get("runs", {}) if path.exists() else {}
+
+
+def require(runs: Sequence[PlannedRun], found: Measurements, path: Path) -> None:
+    """Refuse to go on without a run.
+
+    Raises:
+      ValueError: naming the runs that the file lacks.
+    """
+    missing = [run.name for run in runs if run.name not in found]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}: leave --redraw out, which trains what is missing."
+        )
 
 
 def training_of(folder: Path, name: str) -> TrainingConfig:

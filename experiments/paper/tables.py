@@ -1,7 +1,6 @@
 """Tables 1, 2 and 3 of the stage-cost paper from finished runs, beside the paper's numbers."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +16,10 @@ from .plan import (
     Architecture,
     Artefact,
     architectures,
+    plan,
     run_name,
 )
-from .runs import measured, training_of
+from .runs import Measurements
 
 
 class Table(NamedTuple):
@@ -36,7 +36,7 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def table1(dataset: str, scale_name: str, seeds: Sequence[int], folder: Path) -> Table:
+def table1(dataset: str, scale_name: str, seeds: Sequence[int], found: Measurements) -> Table:
     """Test accuracies of full, shallow and pruned networks (Table 1), in percent."""
     scale = SCALES[scale_name]
     columns, cells = ["model"], []
@@ -60,8 +60,8 @@ def table1(dataset: str, scale_name: str, seeds: Sequence[int], folder: Path) ->
         row: list[Any] = [title]
         for architecture in architectures("table1", dataset):
             values = [
-                100 * found["test"]["accuracies"][output]
-                for found in _of_seeds(folder, dataset, architecture, blocks, exits, seeds)
+                100 * run["test"]["accuracies"][output]
+                for run in _of_seeds(found, dataset, architecture, blocks, exits, seeds)
             ]
             paper = TABLE_1.get((dataset, architecture), {}).get(key)
             row += [_mean(values, 2), paper, None if paper is None else _signed(values, paper)]
@@ -76,21 +76,26 @@ def table1(dataset: str, scale_name: str, seeds: Sequence[int], folder: Path) ->
 
 
 def bounds_table(
-    architecture: Architecture, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+    architecture: Architecture,
+    dataset: str,
+    scale_name: str,
+    seeds: Sequence[int],
+    found: Measurements,
 ) -> Table:
     """Theorems 1 and 2 on training losses (Tables 2 and 3), in inference and in training mode."""
     scale = SCALES[scale_name]
-    full = training_of(folder, run_name(dataset, architecture, scale.blocks, "shared", seeds[0]))
+    planned = {run.name: run for run in plan(["table2", "table3"], dataset, scale_name, seeds[:1])}
+    full = planned[run_name(dataset, architecture, scale.blocks, "shared", seeds[0])].training
     paper = {row.blocks: row for row in BOUNDS[architecture]} if scale_name == "paper" else {}
     columns = ["M", "L_bar", "J_N", "J_bar", "gap 1", "L_avg", "L_bar_avg", "gap 2", "as printed"]
     columns += ["training mode: L_bar", "J_N", "J_bar", "L_avg", "L_bar_avg"]
     if paper:
         columns += ["paper: L_bar", "J_N", "J_bar", "gap 1", "L_avg", "L_bar_avg", "gap 2"]
-    stage_cost = _of_seeds(folder, dataset, architecture, scale.blocks, "shared", seeds)
+    stage_cost = _of_seeds(found, dataset, architecture, scale.blocks, "shared", seeds)
     rows = []
     for blocks in scale.depths:
         numbers = []
-        subresnets = _of_seeds(folder, dataset, architecture, blocks, "none", seeds)
+        subresnets = _of_seeds(found, dataset, architecture, blocks, "none", seeds)
         for trained, shallow in zip(stage_cost, subresnets, strict=True):
             inference, training = (
                 _bounds(trained, shallow, mode, scale.blocks, full)
@@ -153,13 +158,13 @@ def _bounds(
 
 
 def make(
-    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], folder: Path
+    artefact: Artefact, dataset: str, scale_name: str, seeds: Sequence[int], found: Measurements
 ) -> Table:
     """The table called `artefact`."""
     if artefact == "table1":
-        return table1(dataset, scale_name, seeds, folder)
+        return table1(dataset, scale_name, seeds, found)
     architecture = architectures(artefact, dataset)[0]
-    return bounds_table(architecture, dataset, scale_name, seeds, folder)
+    return bounds_table(architecture, dataset, scale_name, seeds, found)
 
 
 def markdown(table: Table) -> str:
@@ -168,16 +173,14 @@ def markdown(table: Table) -> str:
 
 
 def _of_seeds(
-    folder: Path,
+    found: Measurements,
     dataset: str,
     architecture: Architecture,
     blocks: int,
     exits: Exits,
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    return [
-        measured(folder, run_name(dataset, architecture, blocks, exits, seed)) for seed in seeds
-    ]
+    return [found[run_name(dataset, architecture, blocks, exits, seed)] for seed in seeds]
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

@@ -7,6 +7,7 @@ from ocresnet.data.training_data import TrainingData
 from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture
 from ocresnet.training.config import TrainingConfig
+from ocresnet.training.shrinking import check_shrinking
 from ocresnet.training.step import training_problem
 
 
@@ -61,6 +62,7 @@ def check_fit(
         )
     architecture.system()  # a family may refuse the images
     _check_stage_cost(architecture, config)
+    check_shrinking(architecture, config)
     if config.batch_size % devices:
         raise ValueError(f"batch_size {config.batch_size} is not divisible over {devices} devices.")
     if config.batch_size > data.samples("train"):

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from ocresnet.costs import Loss
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.problem import StageCostSchedule
-from ocresnet.systems.architecture import require_one_of, require_whole
+from ocresnet.systems.architecture import require_one_of, require_whole, whole_numbers
 from ocresnet.systems.system import Execution
 from ocresnet.training import optimizers
 from ocresnet.training.checks import (
@@ -31,6 +31,9 @@ class TrainingConfig:
       optimizer: with learning rate, schedule, clipping and weight decay (`optimizers.py`).
       stage_cost: gamma, weight of the intermediate losses; 0 is standard training.
       stage_cost_schedule: how the stage cost is spread over depth (`problem.stage_costs`).
+      shrink: epochs after which the depth rule cuts the network, and the smaller one trains on;
+        the rule looks at the validation split, or without one at the training set.
+      shrink_tolerance: percentage points that the rule may lose at each of them.
       loss: per-sample loss.
       label_smoothing: share of the target that is spread over all classes.
       distillation: w in [0, 1], weight of the divergence from a teacher in the loss of every
@@ -53,6 +56,8 @@ class TrainingConfig:
     optimizer: Optimizer = field(default_factory=SGD)
     stage_cost: float = 0.02
     stage_cost_schedule: StageCostSchedule = "constant"
+    shrink: tuple[int, ...] = ()
+    shrink_tolerance: float = 0.5
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     distillation: float = 0.0
@@ -67,7 +72,8 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             require_whole(name, getattr(self, name), 1)
         require_positive("temperature", self.temperature)
-        require_at_least_zero("stage_cost", self.stage_cost)
+        for name in ("stage_cost", "shrink_tolerance"):
+            require_at_least_zero(name, getattr(self, name))
         for name in ("label_smoothing", "average_decay", "validation"):
             require_share(name, getattr(self, name))
         weight = self.distillation
@@ -88,6 +94,23 @@ class TrainingConfig:
             value = getattr(self, name)
             require(name, value, isinstance(value, record), f"a configuration like {example}")
         self.optimizer.check_epochs(self.epochs)
+        self._check_shrink()
+
+    def _check_shrink(self) -> None:
+        """Refuse milestones that the run does not have, or exits that nothing would train."""
+        milestones = whole_numbers("shrink", self.shrink, 1)
+        object.__setattr__(self, "shrink", milestones)
+        increasing = list(milestones) == sorted(set(milestones))
+        if not increasing or (milestones and milestones[-1] >= self.epochs):
+            raise ValueError(
+                f"shrink is {self.shrink}, but must be increasing epochs before the last of "
+                f"{self.epochs}: after a cut there is training to do."
+            )
+        if milestones and self.stage_cost == 0:
+            raise ValueError(
+                f"shrink is {self.shrink}, but without stage cost no exit is trained to cut at: "
+                "set stage_cost above 0, or shrink to ()."
+            )
 
 
 def describe(config: TrainingConfig) -> dict[str, Any]:

@@ -16,7 +16,8 @@ def finetuning_config(
 ) -> TrainingConfig:
     """The training configuration of a run, for a few epochs after the cut.
 
-    Without stage cost and warm-up; the last third of the epochs at a tenth of the learning rate.
+    Without stage cost, cuts on the way and warm-up; the last third of the epochs at a tenth of the
+    learning rate.
 
     Args:
       training: how the whole network was trained.
@@ -46,6 +47,7 @@ def finetuning_config(
         epochs=epochs,
         optimizer=optimizer,
         stage_cost=0.0,
+        shrink=(),
         distillation=distillation,
         temperature=temperature,
     )

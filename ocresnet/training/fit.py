@@ -43,7 +43,8 @@ class Run(NamedTuple):
     """The result of `fit`.
 
     Attributes:
-      network: the trained network (its moving average, if one is kept).
+      network: the trained network (its moving average, if one is kept), with `config.shrink` that
+        of the last cut.
       metrics: one dictionary an epoch, as in `metrics.jsonl`.
       trajectories: of the finished network on "train" (without augmentation), "validation" and
         "test", where they exist; empty if the run was interrupted.

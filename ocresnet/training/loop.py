@@ -19,13 +19,15 @@ from ocresnet.data.batches import Batching, Feed
 from ocresnet.data.training_data import TrainingData
 from ocresnet.problem import Problem
 from ocresnet.stage_cost.trajectory import Trajectory, parameter_norms
-from ocresnet.systems.architecture import Architecture, ResidualArchitecture
+from ocresnet.systems.architecture import Architecture, ResidualArchitecture, residual
 from ocresnet.systems.network import Network
+from ocresnet.systems.system import Variables
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import evaluate
 from ocresnet.training.interruption import StopRequests
 from ocresnet.training.progress import TrainingProgress
+from ocresnet.training.shrinking import cut_state, cut_variables, depth_to_keep
 from ocresnet.training.step import (
     AXIS_NAME,
     StepInfo,
@@ -71,6 +73,7 @@ class TrainingLoop:
     """A run in progress: its constants, its state, its position, and what it writes.
 
     Attributes:
+      architecture: as it is now: that of the run, or after a cut (`config.shrink`) a smaller one.
       metrics: the rows of the epochs that are done.
     """
 
@@ -104,49 +107,22 @@ class TrainingLoop:
         Raises:
           ValueError: if what is in the folder is damaged or of another run.
         """
-        self.architecture, self.config, self.data = architecture, config, data
+        self.whole, self.config, self.data = architecture, config, data
         self.devices, self.folder = devices, folder
         self.steps_per_epoch = data.samples("train") // config.batch_size
         self.cost, self.description = cost, description
         self.schedule = config.optimizer.schedule_over(config.epochs, self.steps_per_epoch)
-        self.problem = training_problem(architecture, config, cost=cost, axis_name=AXIS_NAME)
-
+        self.optimizer = optimizer
+        # Replicated from the start: a state that moves after the first step would compile it twice.
+        mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
+        self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.teacher = jax.device_put(teacher, self.replicated)
         if initial is None:
             variables = architecture.init(jax.random.key(config.seed))
         else:
             # A copy: the first step gives the buffers of its state away.
             variables = jax.tree.map(jnp.array, initial.variables)
-        total_devices = len(devices) * jax.process_count()
-        keep: Keep | None = None
-        if optimizer is not None:
-            transformation = optimizer(self.problem, self.schedule)
-        else:
-            keep = config.optimizer.keep_on(total_devices)
-            transformation = config.optimizer.build(
-                self.problem,
-                self.schedule,
-                devices=total_devices,
-                axis_name=AXIS_NAME,
-                seed=config.seed,
-            )
-        # Replicated from the start: a state that moves after the first step would compile it twice.
-        mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
-        self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.state: TrainState = jax.device_put(
-            init_state(self.problem, config, variables, transformation), self.replicated
-        )
-        self.teacher = jax.device_put(teacher, self.replicated)
-        self.train_step = map_over_devices(
-            make_train_step(
-                self.problem,
-                config,
-                transformation,
-                keep,
-                axis_name=AXIS_NAME,
-                seed=config.seed,
-            ),
-            devices if jax.process_count() == 1 else jax.devices(),
-        )
+        self._start(architecture, variables)
         self.epoch = self.step_in_epoch = 0
         self.metrics: list[dict[str, Any]] = []
         self.checkpoints: Checkpoints | None = None
@@ -156,6 +132,53 @@ class TrainingLoop:
             self._resume(self.checkpoints, folder)
             if jax.process_index() == 0:
                 self.metrics_file = records.MetricsFile(folder, self.metrics)
+
+    def _start(self, architecture: Architecture, variables: Variables) -> None:
+        """Make problem, optimizer and step of an architecture, and the state before a first step.
+
+        The run's own at its start; a cut makes those of the smaller network.
+        """
+        self.architecture = architecture
+        self.problem = training_problem(
+            architecture, self.config, cost=self.cost, axis_name=AXIS_NAME
+        )
+        total_devices = len(self.devices) * jax.process_count()
+        keep: Keep | None = None
+        if self.optimizer is not None:
+            transformation = self.optimizer(self.problem, self.schedule)
+        else:
+            keep = self.config.optimizer.keep_on(total_devices)
+            transformation = self.config.optimizer.build(
+                self.problem,
+                self.schedule,
+                devices=total_devices,
+                axis_name=AXIS_NAME,
+                seed=self.config.seed,
+            )
+        self.state: TrainState = jax.device_put(
+            init_state(self.problem, self.config, variables, transformation), self.replicated
+        )
+        self.train_step = map_over_devices(
+            make_train_step(
+                self.problem,
+                self.config,
+                transformation,
+                keep,
+                axis_name=AXIS_NAME,
+                seed=self.config.seed,
+            ),
+            self.devices if jax.process_count() == 1 else jax.devices(),
+        )
+
+    def _cut(self, blocks: int) -> None:
+        """Go on with the first blocks."""
+        whole, state = residual(self.architecture), self.state
+        if blocks == whole.depth:
+            return
+        # From the whole one, as a resumed run takes it.
+        kept = residual(self.whole).subresnet(blocks)
+        self._start(kept, cut_variables(whole, state.variables, blocks))
+        self.state = jax.device_put(cut_state(state, whole, blocks, self.state), self.replicated)
 
     def _resume(self, checkpoints: "Checkpoints", folder: Path) -> None:
         step = checkpoints.latest_step()
@@ -176,6 +199,8 @@ class TrainingLoop:
                 f"epochs of {self.steps_per_epoch} steps: start in another workdir."
             )
         self.metrics = records.rows_of_epochs(folder, self.epoch, position["metrics"])
+        if "blocks" in position:
+            self._cut(position["blocks"])
         self.state = jax.device_put(checkpoints.restore(step, self.state), self.replicated)
 
     def _left_out(self) -> list[str]:
@@ -304,12 +329,17 @@ class TrainingLoop:
             row.setdefault("horizons", {})[name] = float(network.params[name][HORIZON])
         row["seconds"] = seconds
         row["images_per_second"] = steps * self.config.batch_size / seconds
-        row = records.plain(row)
 
         self.state = self.state._replace(
             totals=jax.device_put(zero_totals(self.problem), self.replicated)
         )
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        if self.epoch in self.config.shrink:
+            part = self.data.choosing_part
+            chosen_on = evaluated.get(part) or self.evaluate(network, [part])[part]
+            self._cut(depth_to_keep(chosen_on, self.config.shrink_tolerance))
+            row["kept_blocks"] = residual(self.architecture).depth
+        row = records.plain(row)
         self.metrics.append(row)
         # The row first: whenever a checkpoint says that an epoch is done, its row is there.
         if self.metrics_file is not None:
@@ -327,6 +357,8 @@ class TrainingLoop:
                 "metrics": records.digest_of_rows(self.metrics),
                 "config": self.description,
             }
+            if self.config.shrink:
+                position["blocks"] = residual(self.architecture).depth
             if step != self.checkpoints.latest_step():
                 self.checkpoints.save(step, self.state, position, score)
 

@@ -11,7 +11,7 @@ import optax
 from ocresnet.stage_cost.trajectory import Trajectory
 from ocresnet.systems import families
 from ocresnet.systems import network as networks
-from ocresnet.systems.architecture import Architecture
+from ocresnet.systems.architecture import Architecture, residual
 from ocresnet.systems.network import Network
 from ocresnet.training import config as configs
 from ocresnet.training import records
@@ -77,6 +77,9 @@ def restore_network(
         if step is None:
             hint = " (a run without validation split has none)" if which == "best" else ""
             raise FileNotFoundError(f"there is no {which} checkpoint in {workdir}{hint}.")
+        if config.shrink:
+            blocks = checkpoints.position(step)["blocks"]
+            architecture = residual(architecture).subresnet(blocks)
         state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer))
     finally:
         checkpoints.close()

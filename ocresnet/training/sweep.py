@@ -99,7 +99,8 @@ def sweep(
 
     Raises:
       ValueError: if architecture, configuration and data do not fit together, for an empty grid,
-        for more points than steps, or for a distillation, which has no teacher here.
+        for more points than steps, for a distillation, which has no teacher here, or for shrinking,
+        after which runs would differ in depth.
 
     Example:
       >>> rates, decays = np.logspace(-3, 0, 7), [0.0, 1e-4]
@@ -118,6 +119,8 @@ def sweep(
     check_optimizer(architecture, config, devices=1)
     if config.distillation > 0:
         raise ValueError("a sweep has no teacher: set distillation to 0.")
+    if config.shrink:
+        raise ValueError("a sweep has networks of one depth: set shrink to ().")
     grid = np.meshgrid(
         np.asarray(weight_decays, np.float32),
         np.asarray(learning_rates, np.float32),

@@ -27,6 +27,7 @@ from experiments.common import command_line
 from experiments.common.flag_kinds import FlagValues, Section, did_you_mean, given
 from experiments.common.kind_flags import KindFlags
 from experiments.continuous import horizon_study, snopt_study, step_benchmark
+from experiments.depth_study import __main__ as depth_study
 from experiments.optimizers import (
     alignments,
     ddpnopt_table,
@@ -49,6 +50,7 @@ BINARIES = (
     write_tfds,
     demo,
     paper,
+    depth_study,
     robustness,
     feedback_ablation,
     alignments,
@@ -143,6 +145,12 @@ def test_help_of_a_training_run_has_a_section_for_each_configuration():
         (ddpnopt_table, ("--network=digits_fcn", "--method=x"), "--method=x"),
         (ddpnopt_table, ("--seeds=1",), "--seeds=1"),
         (benchmark_step, ("--threads=0",), "--threads is 0"),
+        (train, (DIGITS, "--shrink=10,50"), "before the last of 50"),
+        (train, (DIGITS, "--shrink=10", "--stage_cost=0"), "no exit is trained to cut at"),
+        (train, (DIGITS, "--shrink=10", "--exits=separate"), "choose exits shared"),
+        (depth_study, ("--cut=13",), "--cut=13 must be 1 to 12 blocks"),
+        (depth_study, ("--milestones=0.5,0.2",), "increasing shares of the budget"),
+        (depth_study, ("--validation=10",), "10 is not a share in (0, 1]: 10 % is 0.1"),
         (paper, ("--scale=paper", "--dataset=digits"), "no runs on digits"),
     ],
 )

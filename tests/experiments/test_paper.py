@@ -78,6 +78,7 @@ def test_a_table_and_a_figure_by_one_command(tmp_path, monkeypatch):
         "figure5.png",
         "figure5.pdf",
         "figure5.json",
+        "runs.json",
     }
     table = json.loads((folder / "table3.json").read_text())
     assert table["made"]["versions"]["jax"] and len(table["rows"]) == 2
@@ -103,6 +104,16 @@ def test_a_table_and_a_figure_by_one_command(tmp_path, monkeypatch):
     loss = shallow["train"]["losses"][0]
     assert float(cells["0"]["J_bar"]) == pytest.approx((1 + 3 * gamma) * loss, abs=1e-3)
     assert len(shared["train_in_training_mode"]["losses"]) == 4
+
+    # From what is kept of all runs together they are made again, without the runs.
+    kept = [(folder / name).read_text() for name in ("table3.md", "table3.csv")]
+    code, output, errors = paper(
+        "--workdir=nowhere", f"--output={tmp_path}", "--redraw", *arguments[1:]
+    )
+    assert code == 0 and "to do" not in output and output.count("wrote") == 6, errors
+    assert [(folder / name).read_text() for name in ("table3.md", "table3.csv")] == kept
+    redrawn = json.loads((folder / "figure5.json").read_text())["curves"]
+    assert redrawn == figure["curves"]
 
     again = paper(*arguments).output
     assert "to do" not in again and "epoch 1/1" not in again

@@ -1,0 +1,1 @@
+"""What cutting a network to its depth is worth, for what it costs: see `__main__`."""
