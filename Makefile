@@ -19,10 +19,10 @@ test: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(RUN) -m pytest -n 2 --dist loadscope -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
-	$(RUN) -m pytest -n 2 --dist loadscope -m slow
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 $(CREATED):
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found: install Python 3.11 or newer, or name one with 'make PYTHON=...'."; exit 1; }

@@ -4,16 +4,22 @@ What has been compiled once is kept in a folder for all workers, all subprocesse
 and it is compiled quickly: no test takes time to compute, most take it to compile.
 """
 
+import gc
 import os
 from pathlib import Path
 
+from jaxlib.version import __version_info__ as jaxlib_version
+
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
+    # Later versions do not know it, and end at what they do not know.
+    + " --xla_cpu_use_fusion_emitters=false" * (jaxlib_version < (0, 11))
 )
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 )
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
@@ -35,6 +41,8 @@ SMALL = {
     ),
 }
 
+MEMORY_MAPS = 4_000
+gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and little garbage
 
 apply = jax.jit(
     network.apply,
@@ -72,11 +80,18 @@ def to_float64(tree):
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf), "float64"), tree)
 
 
+def drop_compiled_programs() -> None:
+    """A process has room for so many programs only: each takes three of its memory maps, of which
+    there may be 65 thousand, and a megabyte. Some are worth keeping: modules share them."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MEMORY_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_compiled_programs():
-    """A process has room for so many programs only: each takes several of its memory maps."""
     yield
-    jax.clear_caches()
+    drop_compiled_programs()
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +99,7 @@ def few_compiled_programs_of_slow_tests(request):
     """Slow tests compile so many that those of one module are too many."""
     yield
     if request.node.get_closest_marker("slow"):
-        jax.clear_caches()
+        drop_compiled_programs()
 
 
 @pytest.fixture

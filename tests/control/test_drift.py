@@ -78,8 +78,14 @@ def with_drift(network: str, scale: float = 0.5) -> tuple[Setting, Any, list[np.
     return case, accumulator, split(case.problem.system, drift)
 
 
-@pytest.mark.parametrize("network", ["shared heads", "own heads"])
-@pytest.mark.parametrize("form", ["stacked", "joint", "joint exact"])
+# Every form and every kind of heads; the other pairs are slow.
+QUICK = [("stacked", "shared heads"), ("joint", "own heads"), ("joint exact", "shared heads")]
+SLOW = [("stacked", "own heads"), ("joint", "shared heads"), ("joint exact", "own heads")]
+
+
+@pytest.mark.parametrize(
+    ("form", "network"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def test_a_step_is_that_of_the_reference(network, form):
     case, accumulator, drift = with_drift(network)
     changes, _ = stepper(case, **FORMS[form])(accumulator)

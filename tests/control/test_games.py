@@ -158,8 +158,15 @@ def dense_step(case: Setting, equilibrium: str, **choices: Any) -> list[np.ndarr
     return walk(case.dense, decide, choices.get("rollout", "nonlinear"))
 
 
-@pytest.mark.parametrize("equilibrium", DECISIONS)
-@pytest.mark.parametrize("form", FORMS)
+QUICK = [*((form, "nash") for form in FORMS), ("stacked", "cooperative")]
+# What is solved together is checked in every form, too, where there are no players.
+SLOW = [(form, "cooperative") for form in FORMS if form != "stacked"]
+
+
+@pytest.mark.parametrize(
+    ("form", "equilibrium"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
 def test_a_step_is_that_of_full_matrices(form, equilibrium):
     case = parallel_setting()
     case = divided(case) if equilibrium == "nash" else case
@@ -182,10 +189,13 @@ CURVATURES = {
     "ekfac schur": ekfac(0.1, coupling="schur"),
 }
 PLAYED = [
-    (name, equilibrium)
-    for name in CURVATURES
-    for equilibrium in DECISIONS
-    if "schur" not in name or equilibrium == "cooperative"
+    *((name, "nash") for name in CURVATURES if "schur" not in name),
+    ("kfac", "cooperative"),
+    ("ekfac schur", "cooperative"),
+    *(
+        pytest.param(name, "cooperative", marks=pytest.mark.slow)
+        for name in ("identity", "diagonal", "ekfac", "kfac schur")
+    ),
 ]
 
 
@@ -239,7 +249,7 @@ def test_per_sample_is_the_mean_of_the_samples_equilibria(rollout):
         ("identity", "nash"),
         ("diagonal", "cooperative"),
         ("ekfac", "nash"),
-        ("ekfac", "cooperative"),
+        pytest.param("ekfac", "cooperative", marks=pytest.mark.slow),
         ("kfac schur", "cooperative"),
     ],
 )
@@ -267,7 +277,7 @@ def single_stage() -> tuple[Problem, Any, Any, Any]:
     rng = np.random.default_rng(2)
     params = {"only": {name: {"kernel": jnp.asarray(rng.normal(size=(4, 3)))} for name in "ab"}}
     batch = jnp.asarray(rng.normal(size=(BATCH, 4))), jnp.asarray([0, 1, 2, 0])
-    gradient = jax.grad(lambda params: objective(problem, params, {}, *batch))(params)
+    gradient = quick_jit(jax.grad(lambda params: objective(problem, params, {}, *batch)))(params)
     return problem, params, batch, gradient
 
 
@@ -283,7 +293,8 @@ def test_nash_can_exceed_the_cap_that_cooperative_cannot():
     for equilibrium, decrease in wanted.items():
         choices = {"curvature": identity(), "region": "fixed", "equilibrium": equilibrium}
         optimizer = ocnopt(problem, eta, beta=BETA, **choices)
-        _, (state, _) = optimizer.update(gradient, optimizer.init(params), params, batch=batch)
+        start, update = optimizer.init(params), quick_jit(optimizer.update)
+        _, (state, _) = update(gradient, start, params, batch=batch)
         np.testing.assert_allclose(state.info.predicted_change, -decrease, rtol=1e-6)
     assert wanted["cooperative"] < 1 / BETA < wanted["nash"]
 

@@ -81,7 +81,11 @@ def with_curvature(name: str, **choices: Any) -> tuple[Setting, list[Any]]:
     return case._replace(M=dense_curvature(case, entries)), changes
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+# Every curvature and every form of feedback; the other pairs are slow.
+@pytest.mark.parametrize(
+    "curvature",
+    ["ekfac", *(pytest.param(own, marks=pytest.mark.slow) for own in ("identity", "diagonal"))],
+)
 def test_stacked_steps_are_those_of_the_recursion(curvature):
     case, changes = with_curvature(curvature)
     assert_steps_of_the_batch(case, changes, groups=1)
@@ -108,7 +112,9 @@ def assert_steps_of_the_batch(case: Setting, changes: list[Any], groups: int) ->
         assert np.abs(nonlinear - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize(
+    "curvature", [pytest.param("identity", marks=pytest.mark.slow), "diagonal", "ekfac"]
+)
 def test_steps_of_samples_on_their_own_are_those_of_the_recursion(curvature):
     case, changes = with_curvature(curvature, feedback="per_sample")
     for rollout, own in zip(ROLLOUTS, changes, strict=True):

@@ -151,15 +151,26 @@ def sizes_of(region: str, costs: jax.Array) -> jax.Array:
     return square if region == "square" else jnp.maximum(1.0, square)
 
 
+SHARED, NORMALISED = "shared parameters, stage costs", "batch norm"
+QUICK = [
+    (SHARED, "stacked", "square"),
+    (SHARED, "joint", "smaller"),
+    (NORMALISED, "stacked", "smaller"),
+    (NORMALISED, "joint", "square"),
+    ("convolutions", "joint", "square"),
+    ("tied", "stacked", "square"),
+]
+SLOW = [
+    (SHARED, "stacked", "smaller"),
+    (SHARED, "joint", "square"),
+    (NORMALISED, "stacked", "square"),
+    (NORMALISED, "joint", "smaller"),
+]
+
+
 @pytest.mark.parametrize(
     ("network", "form", "region"),
-    [
-        (network, form, region)
-        for network in ("shared parameters, stage costs", "batch norm")
-        for form in ("stacked", "joint")
-        for region in ("square", "smaller")
-    ]
-    + [("convolutions", "joint", "square"), ("tied", "stacked", "square")],
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_a_step_is_that_of_the_reference(network, form, region):
     """With every factor at its own size; for groups, with M damped."""
@@ -290,13 +301,15 @@ def test_label_smoothing_has_the_entropy_of_its_target_as_bound(classes):
     assert make_cost("cross_entropy").lower_bound is make_cost("l2", 0.1).lower_bound is None
 
 
-@pytest.mark.parametrize("form", ["linear", "joint", "per_sample"])
+@pytest.mark.parametrize(
+    "form", ["linear", pytest.param("joint", marks=pytest.mark.slow), "per_sample"]
+)
 def test_the_bound_of_the_cost_counts_for_every_output(form):
     """(1 + sum of gamma) times that of one."""
     case = setting("own heads")
     problem = replace(case.problem, cost=make_cost("cross_entropy", 0.2))
-    gradient = jax.grad(lambda params: objective(problem, params, {}, *case.batch))(case.params)
-    case = case._replace(problem=problem, gradient=gradient)
+    cost = quick_jit(jax.grad(lambda params: objective(problem, params, {}, *case.batch)))
+    case = case._replace(problem=problem, gradient=cost(case.params))
     bound = (1 + sum(problem.stage_costs.tolist())) * problem.cost.lower_bound(3)
     assert bound > 0.5
     choices = {"region": "square", **FORMS[form]}
@@ -359,8 +372,25 @@ def test_a_cost_below_its_bound_takes_no_step(form):
         assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(changes)) < 1e-6
 
 
-@pytest.mark.parametrize("curvature", [identity(), diagonal(), ekfac()])
-@pytest.mark.parametrize("region", ["fixed", "square", "smaller"])
+@pytest.mark.parametrize(
+    ("region", "curvature"),
+    [
+        ("fixed", identity()),
+        ("square", diagonal()),
+        ("smaller", ekfac()),
+        *(
+            pytest.param(region, own, marks=pytest.mark.slow)
+            for region, own in (
+                ("fixed", diagonal()),
+                ("fixed", ekfac()),
+                ("square", identity()),
+                ("square", ekfac()),
+                ("smaller", identity()),
+                ("smaller", diagonal()),
+            )
+        ),
+    ],
+)
 def test_groups_that_are_alike_break_nothing(region, curvature):
     """Copies of a sample, with and without a cost of their own, in float32."""
     with jax.enable_x64(False):

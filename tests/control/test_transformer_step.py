@@ -82,7 +82,7 @@ def matrices(problem: Problem, curvature: Any, entries: Any, params: Any) -> lis
     """M of every stage, whose inverse is what `solve` makes of unit vectors."""
     flat, form = ravel_pytree(params)
     solve = jax.vmap(lambda unit: ravel_pytree(curvature.solve(entries, form(unit)))[0])
-    inverse = np.asarray(solve(jnp.eye(flat.size)))
+    inverse = np.asarray(quick_jit(solve)(jnp.eye(flat.size)))
     places = split(problem.system, form(jnp.arange(float(flat.size))))
     own = [place.astype(int) for place in places]
     return [np.linalg.inv(inverse[np.ix_(place, place)]) for place in own]
@@ -198,11 +198,18 @@ def readings(params: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         )
         return cost, seen
 
-    _, seen = total(None)
-    slopes = jax.grad(lambda probes: total(probes)[0])([jnp.zeros_like(y) for _, _, y in seen])
+    names: list[str] = []
+
+    @quick_jit
+    def read():
+        _, seen = total(None)
+        names.extend(name for name, _, _ in seen)
+        slopes = jax.grad(lambda probes: total(probes)[0])([jnp.zeros_like(y) for _, _, y in seen])
+        return [x for _, x, _ in seen], slopes
+
     result: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for (name, x, _), delta in zip(seen, slopes, strict=True):
-        x, delta = np.asarray(x), np.asarray(delta)
+    inputs, slopes = jax.tree.map(np.asarray, read())
+    for name, x, delta in zip(names, inputs, slopes, strict=True):
         if name == "embedding":  # the squares that the convolution sees
             squares = [x[:, i : i + 2, j : j + 2] for i in (0, 2) for j in (0, 2)]
             x = np.stack([square.reshape(BATCH, -1) for square in squares], axis=1)

@@ -63,7 +63,10 @@ def assert_same_network(workdir: Path, other: Path) -> None:
     assert (workdir / name).read_bytes() == (other / name).read_bytes()
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(
+    scope="module",
+    params=["ocnopt", "residual_mlp", pytest.param("transformer", marks=pytest.mark.slow)],
+)
 def finished(request, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     """The workdir of a finished run, and the flags that made it."""
     workdir = tmp_path_factory.mktemp(request.param)

@@ -83,7 +83,9 @@ def test_outputs_are_those_of_the_branches_in_turn(strides):
     config = replace(CONFIG, strides=strides, pixel_mean=(0.3,), pixel_deviation=(1.7,))
     system = config.system()
     variables, images = random_variables(config), random_images(config)
-    result = rollout(system, variables, system.initial_state(images), train=True)
+    result = quick_jit(
+        lambda variables: rollout(system, variables, system.initial_state(images), train=True)
+    )(variables)
     wanted = reference(config, variables.params, images)
     np.testing.assert_allclose(result.state, wanted, rtol=1e-4, atol=1e-5)
     assert result.outputs is None and result.batch_stats == {}

@@ -9,6 +9,7 @@ import pytest
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.rollout import rollout
 from ocresnet.systems.system import Execution
+from tests.quick import quick_jit
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -22,7 +23,7 @@ CONFIG = MLPConfig((4, 4, 4, 5, 5), image_shape=(3, 2, 1), classes=3)
 
 def random_variables(config, seed=0):
     """Biases too are not at a special value."""
-    variables = config.init(jax.random.key(seed))
+    variables = jax.tree.map(np.asarray, quick_jit(config.init)(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32), variables.params
@@ -37,7 +38,9 @@ def test_outputs_are_those_of_the_layers_in_turn(activation, unroll):
     system = config.system(execution=Execution(unroll=unroll))
     variables = random_variables(config)
     images = np.random.default_rng(1).normal(size=(7, 3, 2, 1)).astype(np.float32)
-    result = rollout(system, variables, system.initial_state(images), train=True)
+    result = quick_jit(
+        lambda variables: rollout(system, variables, system.initial_state(images), train=True)
+    )(variables)
 
     layers = []
     for name in ("hidden_0", "hidden_1", "hidden_2", "hidden_3", "output"):

@@ -46,11 +46,16 @@ def loss(params):
 def trained(transformation: optax.GradientTransformation, start=START):
     """Parameters and state after the steps of a small problem."""
     transformation = optax.with_extra_args_support(transformation)
-    params, state = start, transformation.init(start)
-    for _ in range(STEPS):
+
+    @jax.jit
+    def step(params, state):
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = transformation.update(gradient, state, params, value=value, batch=None)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    params, state = start, jax.jit(transformation.init)(start)
+    for _ in range(STEPS):
+        params, state = step(params, state)
     return params, state
 
 
@@ -138,6 +143,7 @@ def test_weight_decay_of_dowg_does_not_count_in_its_step():
         np.testing.assert_allclose(decayed[name], plain[name] - 0.5 * 0.2 * start, rtol=1e-5)
 
 
+@jax.jit
 def orthogonal_step(gradient):
     """Muon's first step for one matrix [in, out], at rate 1."""
     transformation = contrib.muon(1.0, consistent_rms=0.2)
@@ -164,9 +170,10 @@ def test_muon_takes_each_kernel_of_a_stack_for_itself(architecture):
     optimizer = Muon(weight_decay=0.3)
     transformation = optimizer.build(problem, optax.constant_schedule(0.1))
     gradient = random_variables(architecture, seed=1).params
-    updates, _ = transformation.update(gradient, transformation.init(params), params)
     adam = optax.adamw(1.0, weight_decay=0.0, nesterov=True)
-    adams, _ = adam.update(gradient, adam.init(params), params)
+    updates, adams = (
+        jax.jit(own.update)(gradient, own.init(params), params)[0] for own in (transformation, adam)
+    )
     kernels = 0
     for path, update in jax.tree.leaves_with_path(updates):
         keys = [part.key for part in path]

@@ -97,10 +97,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 PAIRS = [
     pytest.param("resnet", "stacked", marks=pytest.mark.slow),
-    ("projections", "adaptive"),
+    pytest.param("projections", "adaptive", marks=pytest.mark.slow),
     pytest.param("projections", "layers", marks=pytest.mark.slow),
     ("residual_mlp", "joint"),
-    ("residual_mlp", "sgd"),
+    ("inception", "sgd"),
     pytest.param("transformer", "stacked", marks=pytest.mark.slow),
     # Not AdamW: a key's bias has no gradient but rounding, of which it makes whole steps.
     ("transformer", "sgd"),
@@ -109,7 +109,7 @@ PAIRS = [
     ("cnn", "ekfac"),
     ("cnn", "adamw"),
     ("mlp", "rmsprop"),
-    ("inception", "stacked"),
+    pytest.param("inception", "stacked", marks=pytest.mark.slow),
     ("mlp", "momo"),
     ("mlp", "schedule_free_adamw"),
     ("neural_ode", "joint"),
@@ -118,10 +118,10 @@ PAIRS = [
 ADAPTIVE_ODE = pytest.param("adaptive_ode", "snopt_constant", marks=pytest.mark.slow)
 OF_THE_MEAN = [
     pytest.param("residual_mlp", "muon", marks=pytest.mark.slow),
-    ("mlp", "momo_adam"),
+    pytest.param("mlp", "momo_adam", marks=pytest.mark.slow),
     ("mlp", "prodigy"),
-    ("mlp", "dowg"),
-    ("mlp", "polyak_sgd"),
+    pytest.param("mlp", "dowg", marks=pytest.mark.slow),
+    pytest.param("mlp", "polyak_sgd", marks=pytest.mark.slow),
 ]
 """They see the mean gradient and loss alone, as the others of optax do: devices make no difference
 that those do not show."""

@@ -25,6 +25,8 @@ from ocresnet.training.step import (
 from tests.conftest import SMALL, random_images
 
 BATCH = 16
+TWO_LEVELS = replace(SMALL["standard"], blocks=(2, 1, 0))
+"""Every kind of block there is, in three blocks."""
 
 
 def train(network: ResNetConfig, config: TrainingConfig, steps: int = 3, devices: int = 1):
@@ -64,7 +66,7 @@ def backbone(state: TrainState):
 
 
 def test_gamma_0_is_standard_training_to_the_bit():
-    network, config = SMALL["standard"], TrainingConfig(stage_cost=0.0)
+    network, config = TWO_LEVELS, TrainingConfig(stage_cost=0.0)
     plain, plain_infos = train(replace(network, exits="none"), config)
     shared, shared_infos = train(network, config)
     jax.tree.map(np.testing.assert_array_equal, backbone(shared), backbone(plain))
@@ -114,7 +116,7 @@ def test_sgd_takes_the_step_of_value_and_grad_to_the_bit():
 
 
 def test_gamma_changes_the_result():
-    network = SMALL["standard"]
+    network = TWO_LEVELS
     with_cost, _ = train(network, TrainingConfig(stage_cost=0.02))
     without, _ = train(network, TrainingConfig(stage_cost=0.0))
     stem = [
@@ -163,10 +165,17 @@ def test_the_gradient_is_that_of_equation_3(schedule, shares):
         np.testing.assert_allclose((before - after) / 0.1, slope, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("exits", ["shared", pytest.param("separate", marks=pytest.mark.slow)])
-def test_eight_devices_give_the_run_of_one(exits):
+@pytest.mark.parametrize(
+    ("network", "exits"),
+    [
+        (TWO_LEVELS, "shared"),
+        pytest.param(SMALL["standard"], "shared", marks=pytest.mark.slow),
+        pytest.param(SMALL["standard"], "separate", marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_give_the_run_of_one(network, exits):
     """Batch norm sees the whole batch, gradients are means over it: only rounding differs."""
-    network = replace(SMALL["standard"], exits=exits)
+    network = replace(network, exits=exits)
     config = TrainingConfig(optimizer=SGD(learning_rate=0.01), average_decay=0.5)
     one, one_infos = train(network, config, devices=1)
     eight, eight_infos = train(network, config, devices=8)
