@@ -85,14 +85,19 @@ class StudyFlags:
 
 
 def those_named(parts: Sequence[str] | None, methods: Mapping[str, T]) -> dict[str, T]:
-    """Those of the methods whose name has one of these parts in it; None: all.
+    """Those of the methods whose name is one of these parts, or has it in it where none is called
+    so; None: all.
 
     Raises:
       ValueError: if there are none.
     """
     if not parts:
         return dict(methods)
-    found = {name: m for name, m in methods.items() if any(part in name for part in parts)}
+    found = {
+        name: method
+        for name, method in methods.items()
+        if any(name == part if part in methods else part in name for part in parts)
+    }
     if not found:
         raise ValueError(
             f"--method={parts[0]} is in the name of no method; they are: {', '.join(methods)}."

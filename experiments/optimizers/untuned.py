@@ -44,7 +44,9 @@ class Flags:
     def __init__(self, values: FlagValues) -> None:
         section = Section(values, "What")
         self.tasks = section.choices("task", TASKS, "What is trained, repeatable.", TASKS)
-        self._methods = section.texts("method", "Only methods whose name has this in it.")
+        self._methods = section.texts(
+            "method", "Only methods of this name, or with it in their names, repeatable."
+        )
         self._data = section.texts(
             "data", "Where data is, repeatable: its name, = and a .npz file, as mnist=mnist.npz."
         )

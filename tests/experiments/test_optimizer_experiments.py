@@ -19,6 +19,7 @@ from experiments.optimizers import (
     untuned,
     untuned_tables,
 )
+from experiments.optimizers.flags import those_named
 from experiments.optimizers.methods import describe, make_method
 from experiments.optimizers.runs import training_of
 from experiments.optimizers.tasks import NETWORKS, make_task
@@ -160,6 +161,15 @@ def test_a_grid_is_cut_from_the_only_weight_decay(monkeypatch):
     np.testing.assert_allclose(row["train_loss"], 1 - accuracies[0])
     assert asked["weight_decays"] == [0.01] and asked["learning_rates"] == [0.1, 0.2]
     assert asked["together"]
+
+
+def test_a_method_is_named_whole_or_in_part():
+    methods = {"MoMo": 1, "MoMo-Adam": 2, "SGD, momentum": 3}
+    assert list(those_named(["MoMo"], methods)) == ["MoMo"]
+    assert list(those_named(["mom", "MoMo"], methods)) == ["MoMo", "SGD, momentum"]
+    assert those_named(None, methods) == methods
+    with pytest.raises(ValueError, match="in the name of no method"):
+        those_named(["Adagrad"], methods)
 
 
 def test_a_grid_has_half_decades_around_the_usual_rate():
