@@ -44,9 +44,7 @@ class Flags:
     def __init__(self, values: FlagValues) -> None:
         section = Section(values, "What")
         self.tasks = section.choices("task", TASKS, "What is trained, repeatable.", TASKS)
-        self._methods = section.texts(
-            "method", "Only methods of this name, or with it in their names, repeatable."
-        )
+        self._methods = section.texts("method", "Only methods of this name, or with it in theirs.")
         self._data = section.texts(
             "data", "Where data is, repeatable: its name, = and a .npz file, as mnist=mnist.npz."
         )
@@ -98,7 +96,7 @@ class Flags:
 
     def study(self) -> Study:
         """The rows."""
-        return Study(self._output.value, {"points": self.points.value})
+        return Study(self._output.value, {})
 
     def _sources(self) -> dict[str, str]:
         names = {network.data for network in NETWORKS.values()}
@@ -114,7 +112,8 @@ class Flags:
 
 
 def key_of(task: str, name: str, method: Method, setting: Setting) -> dict[str, Any]:
-    """What tells a row from all others but those with other learning rates."""
+    """What tells a row from all others but those with other learning rates, or measured more or less
+    often on the way."""
     length = {field: value for field, value in setting._asdict().items() if field != "target"}
     return {"task": task, "method": name, **length, "optimizer": describe(method.optimizer)}
 
@@ -165,7 +164,11 @@ def study(flags: Flags) -> None:
         for label, method in methods.items():
             if alone and label in GAMES:
                 continue
-            key = key_of(name, label, method, setting) | {"learning_rates": method.learning_rates}
+            key = {
+                **key_of(name, label, method, setting),
+                "learning_rates": method.learning_rates,
+                "points": flags.points.value,
+            }
             row = found.row(key, partial(measure, task, setting, method, flags.points.value))
             row = judged(row, method, setting)
             rate = row["learning_rates"][rate_that_counts(row)]
