@@ -112,8 +112,7 @@ class Flags:
 
 
 def key_of(task: str, name: str, method: Method, setting: Setting) -> dict[str, Any]:
-    """What tells a row from all others but those with other learning rates, or measured more or less
-    often on the way."""
+    """What tells a row from all others but those with other learning rates or points on the way."""
     length = {field: value for field, value in setting._asdict().items() if field != "target"}
     return {"task": task, "method": name, **length, "optimizer": describe(method.optimizer)}
 
