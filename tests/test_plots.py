@@ -68,6 +68,9 @@ def draw(name):
             "steps": [1, 2],
             "seconds": [0.5, 1.0],
             "losses": [2.0, 1.0],
+            "horizons": [1.0, 1.5],
+            "accuracies": [80.0, 90.0],
+            "evaluations": [13.0, 19.0],
         }
         for index in range(12)
     ]
@@ -77,7 +80,8 @@ def draw(name):
         "depth_comparison": (MEASURED, MEASURED),
         "convergence": (MEASURED, 1),
         "learning_rates": (methods,),
-        "losses": (methods,),
+        "losses": (methods, ("steps", "seconds", "evaluations")),
+        "horizons": (methods,),
         "tasks": (methods,),
         "removals": (orders,),
     }

@@ -16,11 +16,10 @@ from ocresnet.control.curvature.kronecker_layers import make_taps
 from ocresnet.costs import Cost
 from ocresnet.data.batches import Batch
 from ocresnet.problem import Problem, objective, run
-from ocresnet.systems import explicit_steps, taps
+from ocresnet.systems import explicit_steps
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.system import Execution
-from ocresnet.systems.taps import Tap
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.step import init_state, make_train_step
 from tests.conftest import random_images, random_variables, to_float64
@@ -31,9 +30,6 @@ FIXED = NeuralODEConfig(
 )
 DIRECT = replace(FIXED, solver="dopri5", steps=None, rtol=1e-9, atol=1e-9, exits="none")
 BACKSOLVE = replace(DIRECT, adjoint="backsolve")
-CONVOLUTIONAL = replace(
-    FIXED, vector_field="convolutional", strides=(2,), image_shape=(5, 4, 1), steps=6
-)
 LABELS = jnp.array([0, 1, 2, 1])
 LAYERS = ("ode/residual/layer_1", "ode/residual/layer_2")
 
@@ -67,47 +63,6 @@ def factors(problem, params, batch, grid, factor="gradient"):
         path: (tap.arrays["inputs"] / samples, tap.arrays["outputs"] / tap.arrays["rows"])
         for path, tap in found.items()
     }
-
-
-def outer(arrays, reading):
-    return jnp.einsum("bli,blo->io", *reading.rows())
-
-
-@pytest.mark.parametrize(
-    ("architecture", "cost"),
-    [(FIXED, 0.0), (FIXED, 0.7), (CONVOLUTIONAL, 0.4), (DIRECT, 0.0), (BACKSOLVE, 0.0)],
-    ids=["fixed", "exits", "convolutional", "direct", "backsolve"],
-)
-def test_what_is_recorded_is_an_integral_over_time(architecture, cost):
-    """The mean over t of z delta^T is the gradient, also where exits on the way cost something; its
-    error falls with the square of the grid, and outside of the equation there is none."""
-    with jax.enable_x64(True):
-        problem = problem_of(architecture, cost)
-        params, batch = setting(architecture)
-        gradient = quick_jit(jax.grad(lambda own: objective(problem, own, {}, *batch)))(params)
-        errors = []
-        for grid in (architecture.depth * 4, architecture.depth * 8):
-            shapes = {path: node_of(gradient, path) for path in (*LAYERS, "head/dense")}
-            recording = {
-                path: Tap(jnp.zeros(matrix(node).shape), outer) for path, node in shapes.items()
-            }
-            found = recorded(problem, params, batch, grid, recording)
-            for path, node in shapes.items():
-                error = found[path].arrays / len(LABELS) - matrix(node)
-                errors.append(np.abs(error).max() / np.abs(matrix(node)).max())
-    coarse, fine = errors[:3], errors[3:]
-    assert max(coarse[2], fine[2]) < 1e-6  # a solve in parts is that of the whole
-    if architecture.adaptive is None:
-        # Its own gradient is that of its steps; the rest is the quadrature's error.
-        assert max(fine[:2]) < 2e-3
-    for layer in range(2):
-        assert coarse[layer] / fine[layer] == pytest.approx(4, rel=0.2)
-
-
-def node_of(tree, path):
-    for key in path.split("/"):
-        tree = tree[key]
-    return tree
 
 
 def matrix(node):
@@ -333,15 +288,6 @@ def test_momentum_and_decay_follow_the_curvature():
             np.testing.assert_allclose(after, wanted, rtol=1e-9)
 
 
-def test_taps_are_taken_out_and_put_back():
-    layer = {"kernel": 1, "bias": 2}
-    tapped = taps.merge({"a": {"b": layer}, "c": layer, "d": 3}, {"a/b": Tap(4, outer)})
-    plain, recording = taps.split(tapped)
-    assert plain == {"a": {"b": layer}, "c": layer, "d": 3}
-    assert recording == {"a": {"b": {"tap": Tap(4, outer)}}}
-    assert taps.join(plain, recording) == tapped
-
-
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -356,6 +302,18 @@ def test_taps_are_taken_out_and_put_back():
 def test_impossible_choices_are_refused(choices, message):
     with pytest.raises(ValueError, match=message):
         snopt(FIXED.system(), 0.1, **choices)
+
+
+@pytest.mark.parametrize("architecture", [FIXED, replace(BACKSOLVE, free_horizon=True)])
+def test_activations_may_be_of_half_precision(architecture):
+    tx = snopt(architecture.system(execution=Execution(precision="bfloat16")), 0.1)
+    params = random_variables(architecture).params
+    batch = jnp.asarray(random_images(architecture, batch=4)), LABELS
+    given = jax.eval_shape(lambda: (params, tx.init(params)))
+    got = jax.eval_shape(
+        lambda params, state: tx.update(params, state, params, batch=batch), *given
+    )
+    assert got == given
 
 
 def test_what_it_cannot_do_is_refused():

@@ -92,9 +92,9 @@ def test_the_benchmark_end_to_end(tmp_path):
     output = tmp_path / "out"
     common = ["--network=digits_ode", "--batch_size=8", "--rounds=1", "--refresh_every=2"]
     code, printed, errors = call(
-        step_benchmark.main, *common, "--solver=dopri5, backsolve", f"--output={output}"
+        step_benchmark.main, *common, "--solver=own steps", f"--output={output}"
     )
-    assert code == 0 and "digits_ode, dopri5, backsolve | SNOpt / SGD | 8 |" in printed, errors
+    assert code == 0 and "digits_ode, own steps | SNOpt / SGD | 8 |" in printed, errors
     (row,) = json.loads(output.with_suffix(".json").read_text())["rows"]
     assert [step["method"] for step in row["steps"]] == ["SGD", "Adam", "EKFAC", "SNOpt"]
     assert all(step["memory_megabytes"] > 0 for step in row["steps"])

@@ -8,7 +8,7 @@ import pytest
 from ocresnet.systems import layers
 from ocresnet.systems.rollout import rollout
 from ocresnet.systems.system import Execution, Segment, System, Variables
-from ocresnet.systems.taps import Tap, merge
+from ocresnet.systems.taps import Tap, join, merge, split
 from tests.quick import quick_jit
 
 BATCH = 3
@@ -266,3 +266,12 @@ def test_declared_layers_one_by_one():
 def test_impossible_parallel_layers_are_refused(names, reads, message):
     with pytest.raises(ValueError, match=message):
         layers.Parallel(tuple((name, layers.dense) for name in names), reads)
+
+
+def test_taps_are_taken_out_and_put_back():
+    layer = {"kernel": 1, "bias": 2}
+    tapped = merge({"a": {"b": layer}, "c": layer, "d": 3}, {"a/b": Tap(4, outer_sums)})
+    plain, recording = split(tapped)
+    assert plain == {"a": {"b": layer}, "c": layer, "d": 3}
+    assert recording == {"a": {"b": {"tap": Tap(4, outer_sums)}}}
+    assert join(plain, recording) == tapped

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,6 +42,7 @@ def test_each_run_is_that_of_fit(name, toy_data):
         seeds=[0, 3],
         together=name == "mlp",
         points=4,
+        on_the_way=lambda variables: {"sums": [jnp.sum(x) for x in jax.tree.leaves(variables)]},
     )
     assert found.accuracies.shape == found.losses.shape == found.train_losses.shape == (2, 2, 2)
     for place, rate, decay, seed in (((1, 0, 1), 0.02, 0.1, 3), ((0, 1, 0), 0.005, 0.0, 0)):
@@ -52,6 +54,9 @@ def test_each_run_is_that_of_fit(name, toy_data):
             devices=jax.devices()[:1],
             progress=False,
         )
+        sums = [own[place][-1] for own in found.measured_on_the_way["sums"]]
+        wanted = [np.sum(leaf) for leaf in jax.tree.leaves(alone.network)]
+        np.testing.assert_allclose(sums, wanted, rtol=1e-3, atol=1e-3)
         measured = alone.trajectories
         np.testing.assert_allclose(found.losses[place], measured["test"].losses[-1], rtol=1e-4)
         np.testing.assert_allclose(
