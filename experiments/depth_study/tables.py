@@ -195,4 +195,6 @@ def _points(
     tests = [[row["test"] for row in rows] for rows in found]
     mean = np.array([np.mean(values) for values in tests])
     low, high = (np.array([of(values) for values in tests]) for of in (min, max))
-    axis.errorbar(at, mean, yerr=(mean - low, high - mean), capsize=2, label=name, **style)
+    # The mean of equal numbers may be rounded beyond them.
+    bars = np.maximum((mean - low, high - mean), 0)
+    axis.errorbar(at, mean, yerr=bars, capsize=2, label=name, **style)
