@@ -142,8 +142,8 @@ class Setting(NamedTuple):
 
 TASKS: dict[str, Setting] = {
     "wine_fcn": Setting(60, 16, seeds=10, target=95.0),
-    "digits_fcn": Setting(40, 32, seeds=10, target=90.0),
-    "digits_cnn": Setting(40, 32, seeds=10, target=92.0),
+    "digits_fcn": Setting(40, 32, seeds=5, target=90.0),
+    "digits_cnn": Setting(40, 32, seeds=5, target=92.0),
     "digits_resnet": Setting(40, 32, seeds=5, target=93.0),
     "digits_inception": Setting(40, 32, seeds=3, target=90.0),
     "digits_transformer": Setting(40, 32, seeds=5, target=88.0),
