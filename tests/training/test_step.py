@@ -10,6 +10,7 @@ import pytest
 
 from ocresnet.data.batches import Batch
 from ocresnet.systems import network as networks
+from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.systems.system import Variables
 from ocresnet.training.config import TrainingConfig
@@ -192,6 +193,8 @@ def test_no_buffer_is_in_the_state_twice(name):
     """The step gives its argument's buffers away: with one twice, the first step of a process with
     one device fails."""
     architecture = SMALL["homogeneous"]
+    if name == "snopt":  # it wants a differential equation
+        architecture = NeuralODEConfig(width=4, image_shape=(4, 4, 1), solver="rk4", steps=2)
     config = TrainingConfig(optimizer=OPTIMIZERS[name](), average_decay=0.9)
     problem = training_problem(architecture, config)
     optimizer = config.optimizer.build(problem, optax.constant_schedule(0.1))

@@ -78,8 +78,8 @@ def test_one_weight_decay_for_all_runs_is_that_weight_decay(toy_data):
     architecture = for_dataset(MLPConfig(hidden=(6,)), toy_data)
     grid = {"learning_rates": [0.02], "seeds": [0, 1]}
     training = config(STACKED, 0.0)
-    among = sweep(architecture, training, toy_data, weight_decays=[0.0, 0.5], **grid)
-    for index, decay in enumerate((0.0, 0.5)):
+    among = sweep(architecture, training, toy_data, weight_decays=[0.0, 5.0], **grid)
+    for index, decay in enumerate((0.0, 5.0)):
         alone = sweep(architecture, training, toy_data, weight_decays=[decay], **grid)
         np.testing.assert_allclose(alone.losses[0], among.losses[index], rtol=1e-4)
     assert np.all(np.abs(among.losses[0] / among.losses[1] - 1) > 1e-3)
