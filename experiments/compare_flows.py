@@ -43,7 +43,7 @@ def measured(workdir: Path) -> dict[str, Any]:
         "data": likelihood["dataset"],
         "trace": config["architecture"]["trace"],
         "seed": config["training"]["seed"],
-        **{name: likelihood[SPLIT][name]["mean"] for name in NAMES},
+        **{name: likelihood[SPLIT].get(name, {}).get("mean") for name in NAMES},
     }
 
 
@@ -60,15 +60,17 @@ def compare(flags: Flags) -> None:
         rows.append((*kind, len(own), *values))
     table = reports.markdown_table(COLUMNS, rows, left=2)
     print(table)
-    output = Path(flags.output.value)
-    reports.write(output.with_suffix(".json"), {"split": SPLIT, "runs": runs})
-    replace_file(output.with_suffix(".md"), (table + "\n").encode())
+    reports.write(Path(f"{flags.output.value}.json"), {"split": SPLIT, "runs": runs})
+    replace_file(Path(f"{flags.output.value}.md"), (table + "\n").encode())
 
 
-def _over_seeds(values: Sequence[float]) -> str:
-    """Mean and, of several, sample deviation."""
-    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{deviation}"
+def _over_seeds(values: Sequence[float | None]) -> str | None:
+    """Mean and, of several, sample deviation; None where a run has none."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    deviation = f" ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.3f}{deviation}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -43,6 +43,9 @@ LIKELIHOOD, SAMPLES, DENSITY = "likelihood.json", "samples.npz", "density.png"
 COARSE = 0.02
 """Nats by which a solver may be wrong without a word about it."""
 
+AT_ONCE = 500
+"""Points whose likelihoods are computed together."""
+
 
 class Flags(TrainingRunFlags):
     """Those of a training run, of flows alone."""
@@ -85,8 +88,8 @@ def likelihoods(network: Network, data: TrainingData) -> dict[str, Any]:
     points = {part: data.images(part)[np.arange(data.samples(part))] for part in data.parts}
     for part in data.parts:
         measured[part] = {
-            "flow": _mean(log_likelihood(fine, points[part])),
-            "own solver": _mean(log_likelihood(network, points[part])),
+            "flow": _mean(_log_likelihoods(fine, points[part])),
+            "own solver": _mean(_log_likelihoods(network, points[part])),
         }
     try:
         for part, own in measured.items():
@@ -94,6 +97,12 @@ def likelihoods(network: Network, data: TrainingData) -> dict[str, Any]:
     except ValueError as error:
         print(f"no normal density to compare with: {error}")
     return measured
+
+
+def _log_likelihoods(network: Network, points: np.ndarray) -> np.ndarray:
+    """Of so many points at a time that also those of many features fit into memory."""
+    parts = [points[start : start + AT_ONCE] for start in range(0, len(points), AT_ONCE)]
+    return np.concatenate([log_likelihood(network, part) for part in parts])
 
 
 def _mean(values: Any) -> dict[str, float]:

@@ -216,7 +216,7 @@ class Laboratory:
             if run.interrupted:
                 raise KeyboardInterrupt
             if workdir is not None:
-                shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+                _remove(workdir / CHECKPOINTS)
             self._runs[name] = Trained(run.network, run.trajectories["validation"])
         return self._runs[name]
 
@@ -234,3 +234,12 @@ class Laboratory:
         images, labels = self.data.images(part), self.data.labels(part)
         measured = trajectory(network, images, labels, own_output=True)
         return 100 * float(measured.accuracies[-1])
+
+
+def _remove(folder: Path) -> None:
+    """A folder, of which a kill leaves all or nothing under its name."""
+    spent = folder.with_name(f"{folder.name}_spent")
+    shutil.rmtree(spent, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(spent)
+        shutil.rmtree(spent, ignore_errors=True)

@@ -138,6 +138,11 @@ class TimeSeriesData:
             )
         object.__setattr__(self, "_packed", images)
         object.__setattr__(self, "_targets", targets)
+        if targets["test"].ndim == 1 and targets["test"].max() >= self.classes:
+            raise ValueError(
+                f"{self.name}: test targets go to {targets['test'].max()}, but must be classes of "
+                f"the training series, 0 to {self.classes - 1}."
+            )
 
     def _checked_targets(self, part: str, targets: np.ndarray, images: np.ndarray) -> np.ndarray:
         """The targets in the kept form."""
@@ -167,8 +172,11 @@ class TimeSeriesData:
     @property
     def classes(self) -> int:
         """How many classes there are; 1 where there are none."""
-        train = self._targets["train"]
-        return max(int(train.max()) + 1, 2) if train.ndim == 1 else 1
+        if self._targets["train"].ndim > 1:
+            return 1
+        # Also those whose series were all held out.
+        known = [self._targets[part] for part in self.parts if part != "test"]
+        return max(2, 1 + max(int(targets.max()) for targets in known))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ def check_kinds(architecture: object, config: object, data: object) -> None:
             "an Architecture, as ResNetConfig(...)",
         ),
         ("config", config, isinstance(config, TrainingConfig), "a TrainingConfig"),
-        ("data", data, hasattr(data, "feed"), "a Dataset or a StreamingDataset"),
+        ("data", data, hasattr(data, "feed"), "a Dataset, a StreamingDataset or a TimeSeriesData"),
     ):
         if not fits:
             raise ValueError(
@@ -54,7 +54,8 @@ def check_fit(
     if architecture.classifies and data.classes == 1:
         raise ValueError(
             f"{data.name} has no labels, and a {type(architecture).__name__} tells classes apart: "
-            "give them, or train a FlowConfig."
+            "give them, or train what needs none: a FlowConfig, or on series a "
+            "GRUODEConfig(task='prediction')."
         )
     if architecture.classes < data.classes:
         raise ValueError(

@@ -334,18 +334,19 @@ class TrainingLoop:
             totals=jax.device_put(zero_totals(self.problem), self.replicated)
         )
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        output = -1
         if self.epoch in self.config.shrink:
             part = self.data.choosing_part
             chosen_on = evaluated.get(part) or self.evaluate(network, [part])[part]
             self._cut(depth_to_keep(chosen_on, self.config.shrink_tolerance))
-            row["kept_blocks"] = residual(self.architecture).depth
+            output = row["kept_blocks"] = residual(self.architecture).depth
         row = records.plain(row)
         self.metrics.append(row)
         # The row first: whenever a checkpoint says that an epoch is done, its row is there.
         if self.metrics_file is not None:
             self.metrics_file.append(row)
         validation = evaluated.get("validation")
-        self._save(score=None if validation is None else _score(validation))
+        self._save(score=None if validation is None else _score(validation, output))
         return row
 
     def _save(self, score: float | None) -> None:
@@ -389,10 +390,11 @@ class TrainingLoop:
             self.checkpoints.close()
 
 
-def _score(measured: Trajectory) -> float:
-    """What the best checkpoint has most of: accuracy, or where there is none, the least loss."""
+def _score(measured: Trajectory, output: int) -> float:
+    """What the best checkpoint has most of: accuracy, or where there is none, the least loss, of
+    the output that is the checkpoint's own: after a cut the exit that it was cut at."""
     scores = measured.accuracies if len(measured.accuracies) else -np.asarray(measured.losses)
-    return float(scores[-1])
+    return float(scores[output])
 
 
 @jax.jit

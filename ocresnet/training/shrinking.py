@@ -31,6 +31,11 @@ def check_shrinking(architecture: Architecture, config: TrainingConfig) -> None:
             f"shrink cuts at exits that share the network's output block, but this network has "
             f"exits {exits}: choose exits shared, or set shrink to ()."
         )
+    if getattr(architecture, "free_horizon", False):
+        raise ValueError(
+            "shrink cuts at times that are known beforehand, but the horizon of this network is "
+            "free: set free_horizon to False, or shrink to ()."
+        )
 
 
 def depth_to_keep(measured: Trajectory, tolerance: float) -> int:
