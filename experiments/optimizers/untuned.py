@@ -182,7 +182,7 @@ def study(flags: Flags) -> None:
 
 def rows_to_show(found: Study, methods: dict[str, Method], flags: Flags) -> list[Row]:
     """Those of these methods, as they are set now, on all tasks: also those that an earlier process
-    has run. Of several grids of learning rates the one with most of them."""
+    has run. Of several grids of learning rates the widest, and of those the finest."""
     rows = []
     for task in TASKS:
         setting = flags.setting(task)
@@ -190,9 +190,15 @@ def rows_to_show(found: Study, methods: dict[str, Method], flags: Flags) -> list
             key = plain(key_of(task, name, method, setting))
             fitting = [row for row in found.rows if all(row[part] == key[part] for part in key)]
             if fitting:
-                widest = max(fitting, key=lambda row: len(row["learning_rates"]))
+                widest = max(reversed(fitting), key=_width)  # of equals the last one
                 rows.append(judged(widest, method, setting))
     return rows
+
+
+def _width(row: Row) -> tuple[float, int]:
+    """Of a grid: what it spans, in decades, and how many rates it has."""
+    rates = row["learning_rates"]
+    return round(float(np.log10(rates[-1] / rates[0])), 1), len(rates)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

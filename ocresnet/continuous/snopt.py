@@ -127,8 +127,8 @@ def snopt(
       system: a network with a differential equation (`Segment.dynamics`), as `NeuralODEConfig`
         makes it, or a `Problem` where its cost is not the cross-entropy of its last output.
       learning_rate: eta, or a schedule of it over updates.
-      grid: into how many equal parts the time is divided where A and G are measured; a solver of
-        more equal steps is measured at all of them.
+      grid: into how many equal parts, at least, the time is divided where A and G are measured; a
+        solver of equal steps is measured at all of them, and in between where they are fewer.
       damping: epsilon, added to the second moments m.
       decay: of the moving averages of m, and of A and G from refresh to refresh.
       refresh_every: updates between two refreshes of A, G and their eigenvectors.
@@ -193,8 +193,8 @@ def check_has(problem: Problem, factor: Factor) -> None:
     """
     if not has_dynamics(problem.system):
         raise ValueError(
-            "SNOpt needs a differential equation, and this network solves none: choose ekfac, or "
-            "a Neural ODE."
+            "SNOpt needs a differential equation, and this network declares none "
+            "(`Segment.dynamics`): choose ekfac, or a Neural ODE."
         )
     if factor != "gradient" and getattr(problem.cost, factor) is None:
         raise ValueError(f"factor is {factor!r}, which the loss does not have: choose 'gradient'.")

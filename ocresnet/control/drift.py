@@ -13,11 +13,12 @@ The policy counts on s (`value.py`); the arithmetic is optax's own. A policy tak
 -eta M^-1 g than the terminal curvature lets it, however large eta is, and m gathers what it took.
 Weights decay with the rate at which the policy learns, eta rho, and not with eta.
 
-With the papers' region all of s is counted on: what momentum brings is left out of u, or taken
+With `region="fixed"` all of s is counted on: what momentum brings is left out of u, or taken
 back, which at large eta amplifies the noise of the batches. A region that follows the cost is kept
 to by counting ahead instead: a direction that is decided now will be repeated by momentum, and
 changes the parameters by eta (1 + mu + mu^2 + ...) = eta / (1 - mu) times itself in all. The policy
-decides with that rate, and of s it counts on the decay alone.
+decides with that rate, a second forward pass follows the direction with all its repetitions, and
+of s the decay alone is counted on.
 """
 
 from typing import Any, NamedTuple

@@ -195,8 +195,8 @@ def test_a_neural_ode_under_snopt_finds_its_horizon(tmp_path):
         f"--workdir={tmp_path / 'other'}",
     )
     assert code == 1 and errors == (
-        "error: SNOpt needs a differential equation, and this network solves none: choose ekfac, "
-        "or a Neural ODE.\n"
+        "error: SNOpt needs a differential equation, and this network declares none "
+        "(`Segment.dynamics`): choose ekfac, or a Neural ODE.\n"
     )
 
 
