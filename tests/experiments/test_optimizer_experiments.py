@@ -313,7 +313,7 @@ def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
     [
         (
             robustness,
-            ["--epochs=1", "--seeds=1", "--base=sgd", "--base=adam", "--method=no feedback"],
+            ["--epochs=1", "--seeds=1", "--base=sgd", "--base=adam", "--method=no feed"],
             3,
         ),
         (
