@@ -4,7 +4,7 @@
       --output=results/flows/likelihoods
 
 reads config.json and likelihood.json of finished runs of experiments.flow and writes <output>.json
-and .md, with a line for each data set and way of computing the trace.
+and .md, with a line for each data set, way of computing the trace, and solver.
 """
 
 import sys
@@ -23,7 +23,8 @@ from .flow import LIKELIHOOD
 
 SPLIT = "test"
 NAMES = ("flow", "own solver", "normal density")
-COLUMNS = ("data", "trace in training", "runs", *NAMES)
+KIND = ("data", "trace", "solver")
+COLUMNS = ("data", "trace in training", "solver", "runs", *NAMES)
 
 
 class Flags:
@@ -39,9 +40,12 @@ def measured(workdir: Path) -> dict[str, Any]:
     """What a run is a line of, and its mean test log-likelihoods."""
     likelihood = read_json(workdir / LIKELIHOOD)
     config = records.read_json(workdir / records.CONFIG)
+    architecture = config["architecture"]
+    steps = architecture["steps"]
     return {
         "data": likelihood["dataset"],
-        "trace": config["architecture"]["trace"],
+        "trace": architecture["trace"],
+        "solver": architecture["solver"] + (f", {steps} steps" if steps else ""),
         "seed": config["training"]["seed"],
         **{name: likelihood[SPLIT].get(name, {}).get("mean") for name in NAMES},
     }
@@ -52,13 +56,13 @@ def compare(flags: Flags) -> None:
     if not (flags.runs.value and flags.output.value):
         raise ValueError("--run and --output are needed; see --help.")
     runs = [measured(Path(folder)) for folder in flags.runs.value]
-    kinds = dict.fromkeys((run["data"], run["trace"]) for run in runs)
+    kinds = dict.fromkeys(tuple(run[part] for part in KIND) for run in runs)
     rows = []
     for kind in kinds:
-        own = [run for run in runs if (run["data"], run["trace"]) == kind]
+        own = [run for run in runs if tuple(run[part] for part in KIND) == kind]
         values = (_over_seeds([run[name] for run in own]) for name in NAMES)
         rows.append((*kind, len(own), *values))
-    table = reports.markdown_table(COLUMNS, rows, left=2)
+    table = reports.markdown_table(COLUMNS, rows, left=3)
     print(table)
     reports.write(Path(f"{flags.output.value}.json"), {"split": SPLIT, "runs": runs})
     replace_file(Path(f"{flags.output.value}.md"), (table + "\n").encode())

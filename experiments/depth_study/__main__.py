@@ -182,6 +182,8 @@ class Flags:
             "dataset": self.dataset.value,
             "network": families.describe(plan.network),
             "training": configs.describe(plan.training),
+            "tolerance": self.tolerance.value,
+            "early_tolerance": self._early_tolerance.value,
         }
         return Study(self._output.value, settings)
 

@@ -13,7 +13,6 @@ What no step is taken for (evaluating, scoring blocks, measuring batch statistic
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +25,16 @@ from ocresnet.stage_cost.trajectory import Trajectory, trajectory
 from ocresnet.systems import counts
 from ocresnet.systems.architecture import ResidualArchitecture, residual
 from ocresnet.systems.network import Network
+from ocresnet.training.checkpoints import remove_at_once
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset, run_config
 from ocresnet.training.loop import CHECKPOINTS
 from ocresnet.training.schedules import ScheduleName
 
 from ..common.presets import training_cost
+
+SPENT = "spent"
+"""The checkpoints of a finished run, while they are removed."""
 
 WATCHED = 500
 """Test images that are measured after each epoch; all of them are when the network is finished."""
@@ -215,8 +218,8 @@ class Laboratory:
             )
             if run.interrupted:
                 raise KeyboardInterrupt
-            if workdir is not None:
-                _remove(workdir / CHECKPOINTS)
+            if workdir is not None and (workdir / CHECKPOINTS).is_dir():
+                remove_at_once(workdir / CHECKPOINTS, workdir / SPENT)
             self._runs[name] = Trained(run.network, run.trajectories["validation"])
         return self._runs[name]
 
@@ -234,12 +237,3 @@ class Laboratory:
         images, labels = self.data.images(part), self.data.labels(part)
         measured = trajectory(network, images, labels, own_output=True)
         return 100 * float(measured.accuracies[-1])
-
-
-def _remove(folder: Path) -> None:
-    """A folder, of which a kill leaves all or nothing under its name."""
-    spent = folder.with_name(f"{folder.name}_spent")
-    shutil.rmtree(spent, ignore_errors=True)
-    if folder.is_dir():
-        folder.rename(spent)
-        shutil.rmtree(spent, ignore_errors=True)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ocresnet.control import adaptive, coupled, per_sample
+from ocresnet.control import adaptive
 from ocresnet.control.adaptive import Adaptive, AdaptiveState
 from ocresnet.control.alignment import Alignment
 from ocresnet.control.checks import (
@@ -29,13 +29,12 @@ from ocresnet.control.checks import (
     check_params,
     check_problem,
 )
-from ocresnet.control.coupled import is_same
 from ocresnet.control.curvature import ekfac
 from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
 from ocresnet.control.drift import Drift
-from ocresnet.control.linearize import Nominal, linearize
+from ocresnet.control.linearize import Nominal
+from ocresnet.control.policy import decide
 from ocresnet.control.settings import (
-    Applied,
     Equilibrium,
     Feedback,
     Info,
@@ -46,7 +45,7 @@ from ocresnet.control.settings import (
     ValueUpdate,
 )
 from ocresnet.control.value import Decision
-from ocresnet.control.view import View, aligned
+from ocresnet.control.view import aligned
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective
 from ocresnet.systems import taps
@@ -187,18 +186,18 @@ def scale_by_ocnopt(
                 check_nominal(views[0].problem, settings, nominal)
                 if changing is not None:  # each arm makes that of its own stages
                     nominal = nominal._replace(trajectory=None)
-            decide = [
-                partial(_decide, step._replace(settings=own), nominal, view, stages)
+            decisions = [
+                partial(decide, step._replace(settings=own), nominal, view, stages)
                 for own, view in zip(of_arms, views, strict=True)
             ]
             if changing is None:
-                applied = decide[0]()
+                applied = decisions[0]()
             else:
                 assert choice is not None
                 cost = _cost(value, nominal, axis_name)
                 arm_key, _ = jax.random.split(key)
                 applied, choice = adaptive.play(
-                    changing, choice, state.steps, arm_key, cost, decide
+                    changing, choice, state.steps, arm_key, cost, decisions
                 )
             directions, drift_state = drift.update(
                 applied.directions, state.drift, params, state.share
@@ -371,36 +370,6 @@ def scale_by_curvature(
     return scale_by_ocnopt(system, 1.0, curvature=curvature, feedback="none", axis_name=axis_name)
 
 
-def _decide(step: Step, nominal: Nominal | None, view: View, stages: int) -> Applied:
-    """The policy solved for and applied in the stages of a view: directions like the gradient, and
-    weights and deviations of so many stages, with zeros after those of the view."""
-    form = per_sample if step.settings.feedback == "per_sample" else coupled
-    nominal = _linearized(step, nominal)
-    seen = step.seen(view)
-    if nominal is not None:
-        factors = nominal.factors
-        nominal = nominal._replace(
-            gradient=view.split(nominal.gradient),
-            factors=None if factors is None else view.split(factors),
-        )
-    columns = form.make_columns(seen, nominal)
-    policy = form.solve_value(seen, columns)
-    applied = form.roll_out(seen, nominal, columns, policy)
-
-    def padded(leaf: Array) -> Array:
-        leaf = leaf.astype(jnp.float32)
-        return leaf if len(leaf) == stages else jnp.pad(leaf, (0, stages - len(leaf)))
-
-    directions = view.join(applied.directions, step.gradient)
-    return Applied(
-        jax.tree.map(lambda d, g: d.astype(g.dtype), directions, dict(step.gradient)),
-        share=applied.share.astype(jnp.float32),
-        trust=applied.trust.astype(jnp.float32),
-        weights=padded(applied.weights),
-        deviations=padded(applied.deviations),
-    )
-
-
 def _cost(value: Array | None, nominal: Nominal | None, axis_name: str | None) -> Array:
     """J of the batch, over all devices, which an adaptive alignment learns from."""
     if value is None and nominal is None:
@@ -436,20 +405,3 @@ def _statistics(
         return recorded if axis_name is None else lax.psum(recorded, axis_name)
 
     return statistics
-
-
-def _linearized(step: Step, nominal: Nominal | None) -> Nominal | None:
-    """The nominal trajectory that was handed in, or a new one where it is needed."""
-    settings = step.settings
-    keep = settings.keep
-    if nominal is not None and (nominal.trajectory is not None or not keep.trajectory):
-        return nominal
-    if not keep.trajectory and settings.gradient_is_factor:
-        return None
-    key = step.key
-    if settings.axis_name is not None:
-        key = jax.random.fold_in(key, lax.axis_index(settings.axis_name))
-    made = linearize(step.problem, *step.variables, *step.batch, keep, key)
-    if nominal is not None and is_same(step.gradient, nominal.gradient):
-        made = made._replace(gradient=step.gradient)  # the same, so that a column less is solved
-    return made

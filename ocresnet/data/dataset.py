@@ -8,6 +8,7 @@ import numpy as np
 
 from ocresnet.data.augmentation import Augmentation
 from ocresnet.data.batches import Batching, Feed, feed_from_memory
+from ocresnet.data.training_data import TrainingData
 
 MOST_CLASSES = 2**31 - 1
 """Labels are kept as int32."""
@@ -203,13 +204,10 @@ class Dataset:
         Raises:
           ValueError: for a fraction outside [0, 1), or if a part is held out already.
         """
-        if not 0 <= fraction < 1:
-            raise ValueError(f"validation is {fraction}, but must be a share in [0, 1).")
-        if fraction == 0:
+        chosen = held_out_samples(self, fraction, seed)
+        if chosen is None:
             return self
-        if "validation" in self.parts:
-            raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
-        validation, train = held_out_samples(len(self.train_labels), fraction, seed)
+        validation, train = chosen
         return replace(
             self,
             train_images=self.train_images[train],
@@ -219,8 +217,24 @@ class Dataset:
         )
 
 
-def held_out_samples(samples: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of a random validation part, and of the rest; neither is empty, both are sorted."""
+def held_out_samples(
+    data: TrainingData, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Indices of a random validation part of the training set, and of the rest.
+
+    Returns:
+      Neither is empty, both are sorted; None for fraction 0.
+
+    Raises:
+      ValueError: for a fraction outside [0, 1), or if a part is held out already.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation is {fraction}, but must be a share in [0, 1).")
+    if fraction == 0:
+        return None
+    if "validation" in data.parts:
+        raise ValueError(f"{data.name}: a validation set is held out already; split only once.")
+    samples = data.samples("train")
     held_out = min(max(round(fraction * samples), 1), samples - 1)
     order = np.random.default_rng(seed).permutation(samples)
     return np.sort(order[:held_out]), np.sort(order[held_out:])

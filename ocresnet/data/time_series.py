@@ -229,14 +229,11 @@ class TimeSeriesData:
         Raises:
           ValueError: for a fraction outside [0, 1), or if a part is held out already.
         """
-        if not 0 <= fraction < 1:
-            raise ValueError(f"validation is {fraction}, but must be a share in [0, 1).")
-        if fraction == 0:
+        chosen = held_out_samples(self, fraction, seed)
+        if chosen is None:
             return self
-        if "validation" in self.parts:
-            raise ValueError(f"{self.name}: a validation set is held out already; split only once.")
+        held_out, rest = chosen
         train = self.given["train"]
-        held_out, rest = held_out_samples(self.samples("train"), fraction, seed)
         return replace(
             self,
             given={

@@ -128,10 +128,7 @@ class Checkpoints:
 
     def _remove(self, checkpoint: Path) -> None:
         """Remove a folder: none is left half removed, which would look like a damaged one."""
-        partial = self._folder / PARTIAL
-        shutil.rmtree(partial, ignore_errors=True)
-        checkpoint.rename(partial)
-        shutil.rmtree(partial)
+        remove_at_once(checkpoint, self._folder / PARTIAL)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint that is whole, or None; damaged ones are left out."""
@@ -239,3 +236,15 @@ def _silent_orbax() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def remove_at_once(folder: Path, aside: Path) -> None:
+    """Remove a folder so that a kill leaves all of it, or nothing under its name.
+
+    Args:
+      folder: which must be there.
+      aside: a name in the same place that it has while it is removed; what a kill left there goes.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)

@@ -199,6 +199,33 @@ def test_a_region_that_follows_the_cost_is_kept_with_all_repetitions_of_momentum
     assert np.abs(outer @ decay).max() > 1e-3 and np.abs(m).max() > 0.1
 
 
+def test_a_second_forward_pass_follows_all_repetitions_of_momentum():
+    """The reference with eta / (1 - mu), the terminal curvature of the square and the decay alone
+    for a drift; of what its policy does a share 1 - mu is done now."""
+    case, accumulator, _ = with_drift("own heads")
+    changes, _ = stepper(case, region="square")(accumulator)
+    cost = objective(case.problem, case.params, {}, *case.batch)
+    decay = jax.tree.map(lambda theta: -ETA * SHARE * DECAY * theta, case.params)
+    drift = split(case.problem.system, decay)
+
+    @quick_jit
+    def dense_step(params, drift):
+        chain = reference.make_chain(case.problem, Variables(params, {}), case.batch[0])
+        size = BETA / (2 * cost)
+        last = reference.terminal(case.problem, chain, case.batch[1], size, "gradient", 1)
+        A = [M * (1 - MOMENTUM) / ETA for M in case.M]
+        policies, _ = reference.bellman(chain, last, A, drift)
+        return reference.roll_out(chain, policies, drift)
+
+    walked = [np.asarray(own) for own in dense_step(case.params, drift)]
+    gathered = split(case.problem.system, accumulator)
+    wanted = [
+        (1 - MOMENTUM) * (own - s) + s - ETA * MOMENTUM * m
+        for own, s, m in zip(walked, drift, gathered, strict=True)
+    ]
+    assert_changes(case, changes, wanted)
+
+
 def test_the_cost_changes_as_predicted():
     """Up to second order in the step; momentum without a history changes nothing."""
     case, eta = setting("own heads"), 1e-3

@@ -47,6 +47,17 @@ def finish(process: subprocess.Popen) -> Outcome:
     return Outcome(process.returncode, output, errors)
 
 
+def kill_after_an_epoch(module: str, *arguments: object) -> None:
+    """Start a run in a process of its own, and kill it when it has printed its first epoch."""
+    process = start(module, *arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    process.kill()
+    process.communicate()
+
+
 def interrupted_at_import_of(module: str, folder: Path) -> dict[str, str]:
     """The environment of a process that gets SIGINT when it imports `module`.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import call, finish, start
+from programs import call, finish, kill_after_an_epoch, start
 
 from experiments import evaluate, export, finetune, prune, surgery, train
 from ocresnet.systems.families import FAMILIES
@@ -204,13 +204,7 @@ def test_a_neural_ode_under_snopt_finds_its_horizon(tmp_path):
 def test_a_real_sigkill_in_a_process_of_one_device_loses_nothing(tmp_path):
     """EKFAC with momentum: killed after an epoch, and resumed."""
     flags = (*OCNOPT[:2], "--optimizer=ekfac", *OCNOPT[4:], "--epochs=3")
-    process = start("experiments.train", *flags, f"--workdir={tmp_path / 'killed'}")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1/3"):
-            break
-    process.kill()
-    process.communicate()
+    kill_after_an_epoch("experiments.train", *flags, f"--workdir={tmp_path / 'killed'}")
     assert len(rows_of(tmp_path / "killed")) >= 1
     for name in ("killed", "whole"):
         arguments = (*flags, f"--workdir={tmp_path / name}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import call, finish, start
+from programs import call, finish, kill_after_an_epoch, start
 
 from experiments import evaluate, flow, prune, train
 from ocresnet.data.dataset import Dataset
@@ -108,13 +108,7 @@ def test_what_is_wrong_is_said_in_one_sentence(flags, message, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_sigkill_loses_nothing(tmp_path):
-    process = start("experiments.flow", *FLAGS, f"--workdir={tmp_path / 'killed'}")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1/3"):
-            break
-    process.kill()
-    process.communicate()
+    kill_after_an_epoch("experiments.flow", *FLAGS, f"--workdir={tmp_path / 'killed'}")
     assert len(rows_of(tmp_path / "killed")) >= 1
     for name in ("killed", "whole"):
         process = start("experiments.flow", *FLAGS, f"--workdir={tmp_path / name}")
