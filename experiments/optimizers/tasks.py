@@ -14,6 +14,8 @@
                 of two more, ReLU; four steps of rk4 over the horizon 1
   mnist_ode_adaptive, cifar10_ode_adaptive
                 the same with dopri5, tolerances of 1e-3, and the adjoint equation (backsolve)
+  mnist_narrow_ode, cifar10_narrow_ode
+                as mnist_ode, with 16 filters: what two cores can train
   mnist_fcn     784 - 32 - 32 - 32 - 32 - 10, ReLU
   mnist_cnn     four 3x3 convolutions of 32 filters (strides 2, 2, 2, 1), dense 64, ReLU
   cifar10_cnn   the same
@@ -21,8 +23,8 @@
   digits_inception
                 3x3 convolution (8 filters), two inception blocks with branches of 4 and of 8
                 filters (the second after max pooling of stride 2), global average, dense
-  mnist_inception, cifar10_inception
-                3x3 convolution (16 filters), two inception blocks with branches of 16 and of 32
+  mnist_narrow_inception, cifar10_narrow_inception
+                3x3 convolution (8 filters), two inception blocks with branches of 8 and of 16
                 filters (each after max pooling of stride 2), global average, dense
 
   mnist_resnet_plain, mnist_resnet_stage_cost, cifar10_resnet_plain, cifar10_resnet_stage_cost
@@ -100,7 +102,7 @@ _RELU = MLPConfig(hidden=(32, 32, 32, 32), activation="relu")
 _SMALL_CNN = CNNConfig(filters=(8, 16), strides=(1, 2), hidden=(32,))
 _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
-_INCEPTION = InceptionConfig((16, 32), (8, 16), (2, 2), stem_filters=16)
+_NARROW_INCEPTION = InceptionConfig((8, 16), (4, 8), (2, 2), stem_filters=8)
 _TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
 _ODE = NeuralODEConfig(width=32, solver="rk4", steps=4, exits="none")
 _CONVOLUTIONAL_ODE = NeuralODEConfig(
@@ -112,6 +114,7 @@ _CONVOLUTIONAL_ODE = NeuralODEConfig(
     steps=4,
     exits="none",
 )
+_NARROW_ODE = replace(_CONVOLUTIONAL_ODE, width=16)
 _ADAPTIVE_ODE = replace(_CONVOLUTIONAL_ODE, solver="dopri5", steps=None, adjoint="backsolve")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
@@ -126,6 +129,8 @@ NETWORKS = {
     "mnist_ode_adaptive": Network("mnist", _ADAPTIVE_ODE),
     "cifar10_ode": Network("cifar10", _CONVOLUTIONAL_ODE),
     "cifar10_ode_adaptive": Network("cifar10", _ADAPTIVE_ODE),
+    "mnist_narrow_ode": Network("mnist", _NARROW_ODE),
+    "cifar10_narrow_ode": Network("cifar10", _NARROW_ODE),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "digits_transformer": Network("digits", _TRANSFORMER),
     "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),
@@ -133,8 +138,8 @@ NETWORKS = {
     "mnist_cnn": Network("mnist", _CNN),
     "cifar10_cnn": Network("cifar10", _CNN),
     "digits_inception": Network("digits", _SMALL_INCEPTION),
-    "mnist_inception": Network("mnist", _INCEPTION),
-    "cifar10_inception": Network("cifar10", _INCEPTION),
+    "mnist_narrow_inception": Network("mnist", _NARROW_INCEPTION),
+    "cifar10_narrow_inception": Network("cifar10", _NARROW_INCEPTION),
     "mnist_resnet_plain": Network("mnist", _RESNET),
     "mnist_resnet_stage_cost": Network("mnist", _RESNET_WITH_EXITS, stage_cost=0.02),
     "cifar10_resnet_plain": Network("cifar10", _RESNET),
