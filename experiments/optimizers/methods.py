@@ -16,10 +16,11 @@ ALONE: dict[Base, Optimizer] = {
     "ekfac": EKFAC(schedule="constant", momentum=0.0),
 }
 
+_papers = OCNOpt(schedule="constant", region="fixed", rollout="nonlinear")
 WITH_FEEDBACK: dict[Base, Optimizer] = {
-    "sgd": OCNOpt(schedule="constant", curvature="identity", region="fixed"),
-    "rmsprop": OCNOpt(schedule="constant", curvature="diagonal", region="fixed"),
-    "ekfac": OCNOpt(schedule="constant", curvature="ekfac", region="fixed"),
+    "sgd": replace(_papers, curvature="identity"),
+    "rmsprop": replace(_papers, curvature="diagonal"),
+    "ekfac": replace(_papers, curvature="ekfac"),
 }
 
 
@@ -31,7 +32,8 @@ def make_method(
     **fields: Any,
 ) -> Optimizer:
     """An optimizer without momentum and weight decay, at a constant learning rate, unless its
-    fields say otherwise, and with the papers' region (`region="fixed"`) where there is feedback.
+    fields say otherwise, and with the papers' region (`region="fixed"`) and second forward pass
+    (`rollout="nonlinear"`) where there is feedback.
 
     Args:
       base: which; "adam" has no curvature that feedback could be put on.

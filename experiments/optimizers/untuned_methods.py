@@ -86,11 +86,11 @@ OCNOPT: dict[str, Method] = {
     name: Method(optimizer, below=3, above=5)
     for name, optimizer in {
         "OCNOpt, as it comes": OCNOpt(),
-        "OCNOpt, linear": OCNOpt(rollout="linear"),
-        "OCNOpt, linear, region of the papers": OCNOpt(rollout="linear", region="fixed"),
-        "OCNOpt, linear, square": OCNOpt(rollout="linear", region="square"),
-        "OCNOpt, linear, diagonal": OCNOpt(rollout="linear", curvature="diagonal", momentum=0.9),
-        "OCNOpt, linear, identity": OCNOpt(rollout="linear", curvature="identity", momentum=0.9),
+        "OCNOpt, second forward pass": OCNOpt(rollout="nonlinear"),
+        "OCNOpt, region of the papers": OCNOpt(region="fixed"),
+        "OCNOpt, square": OCNOpt(region="square"),
+        "OCNOpt, diagonal": OCNOpt(curvature="diagonal", momentum=0.9),
+        "OCNOpt, identity": OCNOpt(curvature="identity", momentum=0.9),
     }.items()
 }
 """The forms of OCNOpt from 10^-3 to 10^5 times the learning rate that they come with."""

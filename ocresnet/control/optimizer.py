@@ -78,7 +78,7 @@ def scale_by_ocnopt(
     *,
     curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
-    rollout: RolloutKind = "nonlinear",
+    rollout: RolloutKind = "linear",
     beta: float | Array = 1.0,
     value_beta: float | Array | None = None,
     value_update: ValueUpdate | Decision = "exact",
@@ -219,7 +219,7 @@ def ocnopt(
     *,
     curvature: Curvature = ekfac(),
     feedback: Feedback = "stacked",
-    rollout: RolloutKind = "nonlinear",
+    rollout: RolloutKind = "linear",
     beta: float | Array = 1.0,
     value_beta: float | Array | None = None,
     value_update: ValueUpdate | Decision = "exact",
@@ -257,8 +257,8 @@ def ocnopt(
         the batch (on several devices, of each device's part); with as many groups as samples, the
         Levenberg-Marquardt step. Memory for one gradient a group; with batch statistics, for the
         whole batch's states as well, as these couple the groups.
-      rollout: "nonlinear": a second forward pass that applies the policy. "linear": along the
-        linearised dynamics; in closed form, without any pass, but for "per_sample".
+      rollout: "linear": along the linearised dynamics; in closed form, without any pass, but for
+        "per_sample". "nonlinear": a second forward pass that applies the policy, as in the papers.
       beta: weight of the terminal curvature in the feedback; 0 with `value_beta` 0 or None is the
         base optimizer, to the bit; 0 with another `value_beta` leaves the value correction alone.
         With "per_sample" 1 / batch is gentler; it weighs hard samples down less.
@@ -280,7 +280,8 @@ def ocnopt(
         the first or the last; or a tuple of stages, each a tuple of names of layers. "adaptive" or
         an `Adaptive`: a bandit chooses while training (`adaptive.py`); where the policy walks along
         a trajectory, each update then makes that of its own stages, so that the one of `nominal=`
-        does not save it, and all alignments are compiled. Without feedback nothing depends on it.
+        does not save it, and all alignments are compiled. Nothing depends on it without feedback,
+        and for the joint minimum along the linearised dynamics without a `value_beta`.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
       weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho *
         weight_decay * theta is subtracted, where rho is the share of -eta M^-1 g that the policy

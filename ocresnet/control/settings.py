@@ -20,7 +20,7 @@ from ocresnet.systems.system import PyTree, Variables
 Array = jax.Array
 
 Feedback = Literal["none", "per_sample", "stacked", "joint"]
-RolloutKind = Literal["nonlinear", "linear"]
+RolloutKind = Literal["linear", "nonlinear"]
 ValueUpdate = Literal["exact", "clipped"]
 Equilibrium = Literal["cooperative", "nash"]
 Region = Literal["fixed", "square", "smaller"]
@@ -41,7 +41,7 @@ class Settings:
     """
 
     feedback: Feedback = "stacked"
-    rollout: RolloutKind = "nonlinear"
+    rollout: RolloutKind = "linear"
     beta: float | Array = 1.0
     value_beta: float | Array | None = None
     value_update: ValueUpdate | Decision = "exact"

@@ -155,7 +155,8 @@ class OCNOpt(CurvatureOptimizer):
       curvature: M, of the controls.
       feedback: the policy reacts to the state of no sample (the curvature alone), of the batch as
         one, of groups of the batch jointly, or of each sample for itself.
-      rollout: the policy sees the new states of a second forward pass, or linear predictions.
+      rollout: the policy sees linear predictions of the new states, or those of a second forward
+        pass.
       beta: weight of the terminal curvature in the feedback.
       value_beta: weight of the terminal curvature in the value function; None: that of `beta`.
       value_update: exact, or as in the papers, clipped where it would become negative.
@@ -177,7 +178,7 @@ class OCNOpt(CurvatureOptimizer):
     learning_rate: float = 1.0
     curvature: CurvatureName = "ekfac"
     feedback: Feedback = "stacked"
-    rollout: RolloutKind = "nonlinear"
+    rollout: RolloutKind = "linear"
     beta: float = 1.0
     value_beta: float | None = None
     value_update: ValueUpdate = "exact"
@@ -206,6 +207,11 @@ class OCNOpt(CurvatureOptimizer):
                 f"gradient_clip is {self.gradient_clip}, but region {settings.region!r} compares "
                 "the gradient with the cost, and takes a clipped one for a longer way to go: set "
                 "gradient_clip to 0, or region to 'fixed', or rollout to 'nonlinear'."
+            )
+        if self.alignment != "blocks" and settings.acts_as_one and not settings.inactive:
+            raise ValueError(
+                f"alignment is {self.alignment!r}, but along linear predictions all alignments "
+                "take the same step: set rollout to 'nonlinear', or alignment to 'blocks'."
             )
         check_curvature(self.curvature_of_controls(), self.equilibrium)
         Adaptive(hold=self.alignment_hold)

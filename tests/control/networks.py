@@ -237,7 +237,8 @@ def updates(case: Setting, eta: float | jax.Array = ETA, **choices: Any) -> Any:
 def stepper(case: Setting, nominal: Any = None, share: float = 0.0, **choices: Any) -> Callable:
     """The first step, as if that share of another had been taken before, as a function of the
     learning rate."""
-    choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
+    fixed = {"beta": BETA, "curvature": case.curvature, "region": "fixed"}
+    choices = {**fixed, "rollout": "nonlinear", **choices}
 
     @quick_jit
     def step(eta):

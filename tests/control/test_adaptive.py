@@ -78,10 +78,10 @@ def test_a_step_is_that_of_the_alignment_that_is_held(form):
     """Three updates, each in another arm: parameters and diagnostics, with the nominal pass that
     the settings ask for, or with the trajectory of whole blocks, which no arm takes for its own."""
     choices = {
-        "stacked": {},
-        "trajectory": {},
+        "stacked": {"rollout": "nonlinear"},
+        "trajectory": {"rollout": "nonlinear"},
         "linear": {"rollout": "linear", "value_beta": BETA},
-        "per_sample": {"feedback": "per_sample"},
+        "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
     }[form]
     with jax.enable_x64(True):
         case, batch = aligned_case(*dense_problem(), "blocks"), random_batch()

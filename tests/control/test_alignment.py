@@ -126,7 +126,14 @@ def test_a_tied_block_is_one_stage():
     ("choices", "said"),
     [
         ({"alignment": "layers"}, "alignment is 'layers', but must be one of blocks"),
-        ({"alignment": "adaptive", "alignment_hold": 3}, "hold is 3, but must be an even number"),
+        (
+            {"alignment": "adaptive", "alignment_hold": 3, "rollout": "nonlinear"},
+            "hold is 3, but must be an even number",
+        ),
+        (
+            {"alignment": "layers_last"},
+            "alignment is 'layers_last', but along linear predictions all alignments take the same",
+        ),
     ],
 )
 def test_the_configuration_refuses_an_impossible_alignment(choices, said):
@@ -135,6 +142,8 @@ def test_the_configuration_refuses_an_impossible_alignment(choices, said):
 
 
 def test_the_configuration_says_which_stages_a_step_keeps():
-    assert OCNOpt(alignment="layers_last").keep_on(1).alignment == "layers_last"
-    assert not OCNOpt(alignment="adaptive").keep_on(1).trajectory
-    assert OCNOpt(alignment="layers_last", rollout="linear").keep_on(1).alignment == "blocks"
+    of_layers = OCNOpt(alignment="layers_last", rollout="nonlinear")
+    assert of_layers.keep_on(1).alignment == "layers_last"
+    nash = replace(of_layers, rollout="linear", equilibrium="nash")
+    assert nash.keep_on(1).alignment == "blocks"
+    assert not replace(of_layers, alignment="adaptive").keep_on(1).trajectory

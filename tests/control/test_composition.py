@@ -29,9 +29,9 @@ from tests.quick import quick_jit
 CLIP, DECAY = 0.05, 0.3
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
-    "per_sample": {"feedback": "per_sample"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
 }
 
 
@@ -47,7 +47,7 @@ def assert_close(got: Any, wanted: Any, tolerance: float = 1e-12) -> None:
 
 def own(case: Setting, **choices: Any) -> optax.GradientTransformationExtraArgs:
     fixed = {"beta": BETA, "curvature": case.curvature, "region": "fixed"}
-    return ocnopt(case.problem, ETA, **fixed, **choices)
+    return ocnopt(case.problem, ETA, **{**fixed, "rollout": "nonlinear", **choices})
 
 
 # Before it

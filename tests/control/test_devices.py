@@ -21,10 +21,10 @@ from tests.quick import QUICK, quick_jit
 ETA = 0.3
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear", "region": "square"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2, "region": "square"},
-    "joint exact": {"feedback": "joint", "factor": "exact"},
-    "per_sample": {"feedback": "per_sample", "region": "square"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "region": "square", "rollout": "nonlinear"},
+    "joint exact": {"feedback": "joint", "factor": "exact", "rollout": "nonlinear"},
+    "per_sample": {"feedback": "per_sample", "region": "square", "rollout": "nonlinear"},
 }
 SAMPLES = {"linear": 2, "stacked": 2, "joint": 2, "joint exact": 1, "per_sample": 2}  # a device
 DEVICES = 8

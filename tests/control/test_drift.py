@@ -35,10 +35,15 @@ from tests.quick import quick_jit
 MOMENTUM, DECAY, SHARE = 0.9, 0.5, 0.6
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
-    "joint exact": {"feedback": "joint", "groups": BATCH, "factor": "exact"},
-    "per_sample": {"feedback": "per_sample"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
+    "joint exact": {
+        "feedback": "joint",
+        "groups": BATCH,
+        "factor": "exact",
+        "rollout": "nonlinear",
+    },
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
     "per_sample linear": {"feedback": "per_sample", "rollout": "linear"},
 }
 
@@ -51,7 +56,8 @@ def float64():
 
 def stepper(case: Setting, **choices: Any) -> Callable:
     """An update and its diagnostics, as a function of the accumulator, after a share of SHARE."""
-    choices = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
+    fixed = {"beta": BETA, "curvature": case.curvature, "region": "fixed"}
+    choices = {**fixed, "rollout": "nonlinear", **choices}
 
     @quick_jit
     def step(accumulator):
@@ -232,7 +238,8 @@ def test_the_cost_changes_as_predicted():
 
     @quick_jit
     def ratio(params):
-        optimizer = ocnopt(case.problem, eta, momentum=MOMENTUM, weight_decay=DECAY)
+        choices = {"rollout": "nonlinear", "momentum": MOMENTUM, "weight_decay": DECAY}
+        optimizer = ocnopt(case.problem, eta, **choices)
         state = optimizer.init(params)
         changes, state = optimizer.update(case.gradient, state, params, batch=case.batch)
         before, after = (
@@ -253,6 +260,7 @@ def test_beta_0_is_the_chain_of_optax_to_the_bit(feedback):
         schedule,
         beta=0.0,
         feedback=feedback,
+        rollout="nonlinear",
         curvature=ekfac(),
         momentum=MOMENTUM,
         weight_decay=DECAY,

@@ -132,12 +132,23 @@ def test_damping_of_one_factor_is_that_of_the_papers():
 
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
     "joint linear": {"feedback": "joint", "groups": BATCH, "rollout": "linear"},
-    "joint exact": {"feedback": "joint", "groups": BATCH, "factor": "exact"},
-    "weight decay": {"feedback": "joint", "groups": 2, "weight_decay": 0.3, "share": 1.0},
-    "value_beta": {"value_beta": 2.0},
+    "joint exact": {
+        "feedback": "joint",
+        "groups": BATCH,
+        "factor": "exact",
+        "rollout": "nonlinear",
+    },
+    "weight decay": {
+        "feedback": "joint",
+        "groups": 2,
+        "weight_decay": 0.3,
+        "share": 1.0,
+        "rollout": "nonlinear",
+    },
+    "value_beta": {"value_beta": 2.0, "rollout": "nonlinear"},
 }
 
 
@@ -203,7 +214,8 @@ def played(name: str, equilibrium: str, **choices: Any) -> tuple[Setting, Any]:
     """The updates of a step with one of the `CURVATURES`, around a setting whose M is what the
     curvature's M^-1 makes of every unit vector."""
     case = parallel_setting()._replace(curvature=CURVATURES[name])
-    choices = {"curvature": case.curvature, "beta": BETA, "region": "fixed", **choices}
+    fixed = {"curvature": case.curvature, "beta": BETA, "region": "fixed"}
+    choices = {**fixed, "rollout": "nonlinear", **choices}
     optimizer = ocnopt(case.problem, ETA, equilibrium=equilibrium, **choices)
     changes, (state, _) = quick_jit(optimizer.update)(
         case.gradient, optimizer.init(case.params), case.params, batch=case.batch

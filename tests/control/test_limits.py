@@ -18,9 +18,9 @@ from tests.quick import quick_jit
 
 FEEDBACKS = {
     "none": {"feedback": "none"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 4},
-    "per_sample": {"feedback": "per_sample"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 4, "rollout": "nonlinear"},
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
 }
 COUPLINGS = ["stacked", "joint", "per_sample"]
 CURVATURES = {"identity": identity(), "diagonal": diagonal(), "ekfac": ekfac()}

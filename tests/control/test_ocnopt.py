@@ -21,10 +21,10 @@ from tests.quick import quick_jit
 ETA = 0.3
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
-    "stacked": {},
-    "joint": {"feedback": "joint"},
-    "joint exact": {"feedback": "joint", "groups": 2, "factor": "exact"},
-    "per_sample": {"feedback": "per_sample"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "rollout": "nonlinear"},
+    "joint exact": {"feedback": "joint", "groups": 2, "factor": "exact", "rollout": "nonlinear"},
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
 }
 PROBLEM = exits_problem("own")
 NO_STATS: dict[str, Any] = {}
@@ -196,7 +196,7 @@ WRONG = {
     "learning_rate is -1.0, but must be a positive number": {"learning_rate": -1.0},
     "momentum is 1, but must be in [0, 1), or None": {"momentum": 1},
     "feedback is 'full', but must be one of none, per_sample, stacked, joint": {"feedback": "full"},
-    "rollout is 'exact', but must be one of nonlinear, linear": {"rollout": "exact"},
+    "rollout is 'exact', but must be one of linear, nonlinear": {"rollout": "exact"},
     "beta is -1.0, but must be a number, at least 0": {"beta": -1.0},
     "value_beta is nan, but must be a number": {"value_beta": float("nan")},
     "groups is 0, but must be a whole number, at least 1": {"groups": 0},

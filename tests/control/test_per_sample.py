@@ -109,6 +109,7 @@ def step_and_entries(case: Setting) -> Any:
             beta=BETA,
             curvature=case.curvature,
             feedback="per_sample",
+            rollout="nonlinear",
             region="fixed",
         )
         state = optimizer.init(case.params)

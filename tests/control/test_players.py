@@ -22,11 +22,11 @@ from tests.control.networks import (
 )
 
 FORMS: dict[str, dict[str, Any]] = {
-    "stacked": {},
+    "stacked": {"rollout": "nonlinear"},
     "linear": {"rollout": "linear", "value_beta": BETA},
-    "joint": {"feedback": "joint", "groups": BATCH},
-    "per_sample": {"feedback": "per_sample"},
-    "per_sample exact": {"feedback": "per_sample", "factor": "exact"},
+    "joint": {"feedback": "joint", "groups": BATCH, "rollout": "nonlinear"},
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
+    "per_sample exact": {"feedback": "per_sample", "factor": "exact", "rollout": "nonlinear"},
 }
 
 

@@ -141,9 +141,14 @@ NETWORKS: dict[str, Callable[[], tuple[Problem, Variables]]] = {
     "batch norm": normalised_problem,
 }
 FORMS: dict[str, dict[str, Any]] = {
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
-    "joint exact": {"feedback": "joint", "groups": BATCH, "factor": "exact"},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
+    "joint exact": {
+        "feedback": "joint",
+        "groups": BATCH,
+        "factor": "exact",
+        "rollout": "nonlinear",
+    },
 }
 
 

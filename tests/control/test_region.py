@@ -39,10 +39,10 @@ from tests.quick import quick_jit
 
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {"rollout": "linear"},
-    "stacked": {},
-    "joint": {"feedback": "joint", "groups": 2},
+    "stacked": {"rollout": "nonlinear"},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
     "joint linear": {"feedback": "joint", "groups": 4, "rollout": "linear"},
-    "per_sample": {"feedback": "per_sample"},
+    "per_sample": {"feedback": "per_sample", "rollout": "nonlinear"},
     "per_sample linear": {"feedback": "per_sample", "rollout": "linear"},
 }
 

@@ -39,9 +39,9 @@ NETWORKS = {
     "bottlenecks": partial(resnet_problem, block="bottleneck"),
 }
 FORMS: dict[str, dict[str, Any]] = {
-    "stacked": {},
+    "stacked": {"rollout": "nonlinear"},
     "linear": {"rollout": "linear", "value_beta": BETA},
-    "joint": {"feedback": "joint", "groups": 2},
+    "joint": {"feedback": "joint", "groups": 2, "rollout": "nonlinear"},
     "joint linear": {"feedback": "joint", "groups": 2, "rollout": "linear", "value_beta": BETA},
 }
 
@@ -64,7 +64,8 @@ def step(case: Aligned, batch: Any, share: float = 0.0, **choices: Any) -> Any:
     def update(variables):
         params, stats = variables
         gradient = jax.grad(lambda params: objective(case.problem, params, stats, *batch))(params)
-        chosen = {"beta": BETA, "curvature": case.curvature, "region": "fixed", **choices}
+        fixed = {"beta": BETA, "curvature": case.curvature, "region": "fixed"}
+        chosen = {**fixed, "rollout": "nonlinear", **choices}
         optimizer = ocnopt(case.problem, ETA, **chosen)
         first, *others = optimizer.init(params)
         state = first._replace(share=jnp.asarray(share)), *others
@@ -361,12 +362,12 @@ def test_scanned_is_unrolled():
 
 def test_a_nominal_pass_saves_another_one_if_it_has_the_same_stages(monkeypatch):
     batch, case = batch_of("dense"), aligned_case(*dense_problem(), "layers_first")
-    keep = Settings(alignment="layers_first").keep
+    keep = Settings(alignment="layers_first", rollout="nonlinear").keep
     assert keep == Keep(trajectory=True, alignment="layers_first")
     wanted = step(case, batch, alignment="layers_first")
-    choices = {"alignment": "layers_first", "region": "fixed"}
+    choices = {"alignment": "layers_first", "region": "fixed", "rollout": "nonlinear"}
     optimizer = ocnopt(case.problem, ETA, beta=BETA, curvature=case.curvature, **choices)
-    monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
+    monkeypatch.setattr("ocresnet.control.policy.linearize", None)
 
     @partial(quick_jit, static_argnums=1)
     def update(params, keep):

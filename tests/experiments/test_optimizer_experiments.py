@@ -56,6 +56,7 @@ def test_a_method_is_a_base_alone_or_with_feedback_on_its_own_curvature():
         "name": "ocnopt",
         "schedule": "constant",
         "feedback": "joint",
+        "rollout": "nonlinear",
         "groups": 8,
         "region": "fixed",
         "factor_every": 2,

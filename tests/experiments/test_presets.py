@@ -271,9 +271,14 @@ def test_every_field_of_every_optimizer_is_a_flag():
 
 
 def test_another_optimizer_than_the_preset_s_keeps_schedule_clipping_and_decay():
-    optimizer = parse(DIGITS, "--optimizer=ocnopt", "--gradient_clip=3").training.optimizer
+    flags = "--optimizer=ocnopt", "--rollout=nonlinear", "--gradient_clip=3"
+    optimizer = parse(DIGITS, *flags).training.optimizer
     wanted = OCNOpt(
-        schedule="milestones", milestones=(30, 42), weight_decay=2e-3, gradient_clip=3.0
+        schedule="milestones",
+        milestones=(30, 42),
+        weight_decay=2e-3,
+        gradient_clip=3.0,
+        rollout="nonlinear",
     )
     assert optimizer == wanted and optimizer.learning_rate == OCNOpt().learning_rate != 0.1
     assert parse(DIGITS, "--optimizer=sgd").training == PRESETS[DIGITS[9:]].training

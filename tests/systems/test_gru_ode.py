@@ -255,7 +255,8 @@ def test_ocnopt_steps_on_series():
     """A tied segment like others, whose state is a tree."""
     images, labels = packed(some_series(8)).astype(np.float64), np.arange(8) % 3
     problem = Problem(replace(CLASSIFIER, steps=1).system(execution=EXACTLY))
-    tx, keep = ocnopt(problem, curvature=identity()), Keep(trajectory=True)
+    tx = ocnopt(problem, curvature=identity(), rollout="nonlinear")
+    keep = Keep(trajectory=True)
 
     @quick_jit
     def step(params, state):

@@ -5,6 +5,7 @@ Not the full product: every family and every optimizer is resumed, and run on se
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -70,15 +71,16 @@ FAMILIES: dict[str, Architecture] = {
     "adaptive_ode": replace(CONVOLUTIONAL_ODE, solver="dopri5", adjoint="backsolve"),
 }
 OFTEN = {"factor_every": 2, "eigen_every": 4}
+WALKED = partial(OCNOpt, rollout="nonlinear")
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": SGD(learning_rate=0.05, gradient_clip=1.0),
     "adamw": AdamW(learning_rate=0.01, warmup_epochs=0.5),
     "rmsprop": RMSprop(learning_rate=0.01, momentum=0.5),
     "kfac": KFAC(weight_decay=1e-3, **OFTEN),
     "ekfac": EKFAC(weight_decay=1e-3, **OFTEN),
-    "stacked": OCNOpt(learning_rate=0.01, momentum=0.5, weight_decay=1e-3, **OFTEN),
-    "joint": OCNOpt(feedback="joint", groups=8, curvature="identity", learning_rate=0.05),
-    "per_sample": OCNOpt(
+    "stacked": WALKED(learning_rate=0.01, momentum=0.5, weight_decay=1e-3, **OFTEN),
+    "joint": WALKED(feedback="joint", groups=8, curvature="identity", learning_rate=0.05),
+    "per_sample": WALKED(
         learning_rate=0.01, feedback="per_sample", curvature="diagonal", beta=1 / 16
     ),
     "muon": Muon(learning_rate=0.01, weight_decay=1e-3),
@@ -88,8 +90,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "dowg": DoWG(weight_decay=1e-3),
     "schedule_free_adamw": ScheduleFreeAdamW(learning_rate=0.01, weight_decay=1e-3),
     "polyak_sgd": PolyakSGD(weight_decay=1e-3),
-    "layers": OCNOpt(alignment="layers_last", momentum=0.5, weight_decay=1e-3, **OFTEN),
-    "adaptive": OCNOpt(
+    "layers": WALKED(alignment="layers_last", momentum=0.5, weight_decay=1e-3, **OFTEN),
+    "adaptive": WALKED(
         alignment="adaptive", alignment_hold=2, curvature="diagonal", learning_rate=0.003
     ),
     "snopt": SNOpt(momentum=0.5, weight_decay=1e-3, grid=3, refresh_every=4, horizon_every=2),
@@ -192,10 +194,10 @@ def test_devices_make_no_difference(family, optimizer, toy_data):
 @pytest.mark.slow
 def test_the_step_hands_the_trajectory_on(toy_data, monkeypatch):
     """OCNOpt gets what it needs: it does not linearise the problem again."""
-    monkeypatch.setattr("ocresnet.control.optimizer.linearize", None)
+    monkeypatch.setattr("ocresnet.control.policy.linearize", None)
     for optimizer in (
         OPTIMIZERS["stacked"],
-        OCNOpt(
+        WALKED(
             learning_rate=0.01, feedback="joint", groups=4, factor="sampled", curvature="identity"
         ),
         OPTIMIZERS["per_sample"],
@@ -211,12 +213,13 @@ def test_the_step_is_that_of_the_optimizer_alone(toy_data):
     """OCNOpt given as a function is offered no trajectory, and ends an epoch at the same place."""
 
     def alone(problem, schedule):
-        return ocnopt(problem, schedule, curvature=ekfac(**OFTEN), axis_name=AXIS_NAME)
+        choices = {"rollout": "nonlinear", "axis_name": AXIS_NAME}
+        return ocnopt(problem, schedule, curvature=ekfac(**OFTEN), **choices)
 
     wanted = run("resnet", "sgd", toy_data, optimizer=alone, changes={"epochs": 1})
     got = run(
         "resnet",
-        OCNOpt(learning_rate=0.05, schedule="milestones", **OFTEN),
+        WALKED(learning_rate=0.05, schedule="milestones", **OFTEN),
         toy_data,
         changes={"epochs": 1},
     )

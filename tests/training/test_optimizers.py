@@ -240,7 +240,7 @@ def test_nesterov_needs_momentum():
         (OCNOpt, {"curvature": "identity", "decay": 0.9}, "it has no settings"),
         (OCNOpt, {"curvature": "fisher"}, "one of identity, diagonal, kfac, ekfac"),
         (OCNOpt, {"feedback": "all"}, "one of none, per_sample, stacked, joint"),
-        (OCNOpt, {"rollout": "curved"}, "one of nonlinear, linear"),
+        (OCNOpt, {"rollout": "curved"}, "one of linear, nonlinear"),
         (OCNOpt, {"factor": "random"}, "one of gradient, sampled, exact"),
         (OCNOpt, {"value_update": len}, "one of exact, clipped"),
         (OCNOpt, {"beta": None}, "a number, at least 0"),
@@ -263,4 +263,5 @@ def test_groups_are_those_of_the_whole_batch():
     joint = OCNOpt(feedback="joint", groups=8)
     assert [joint.keep_on(devices).groups for devices in (1, 2, 8)] == [8, 4, 1]
     assert SGD().keep_on(1) == EKFAC().keep_on(1) == Keep()
-    assert OCNOpt().keep_on(1) == Keep(trajectory=True)
+    assert OCNOpt().keep_on(1) == Keep()
+    assert OCNOpt(rollout="nonlinear").keep_on(1) == Keep(trajectory=True)
