@@ -56,6 +56,9 @@ Array = jax.Array
 ODE = "ode"
 """The segment of the differential equation; theta is its "residual"."""
 
+LEAST_FREE_HORIZON = 0.1
+"""A horizon that is moved in training becomes no shorter."""
+
 
 @dataclass(frozen=True)
 class NeuralODEConfig(SolverSettings, ResidualArchitecture):
@@ -68,8 +71,8 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
       hidden: features, or channels, inside F; 0 means as many as `width`.
       strides: stride of every convolution of a convolutional stem; a dense stem has none.
       activation: sigma, in F and between the convolutions of the stem.
-      free_horizon: whether T is a parameter, which starts at `horizon` and is moved by a rule of
-        its own.
+      free_horizon: whether T is a parameter, which starts at `horizon`, at least 0.1, and is moved
+        by a rule of its own.
       exits: "none", or "shared": read at every t_k < T through the network's own output block.
       horizon, solver, steps, rtol, atol, max_steps, adjoint: as of `SolverSettings`.
       classes, image_shape, pixel_mean, pixel_deviation: as in every architecture.
@@ -105,6 +108,11 @@ class NeuralODEConfig(SolverSettings, ResidualArchitecture):
         self.check_solver()
         if not isinstance(self.free_horizon, bool):
             raise ValueError(f"free_horizon is {self.free_horizon!r}, but must be True or False.")
+        if self.free_horizon and self.horizon < LEAST_FREE_HORIZON:
+            raise ValueError(
+                f"horizon is {self.horizon}, but a free one must start at {LEAST_FREE_HORIZON} at "
+                "least, which its rule does not go below."
+            )
 
     @property
     def depth(self) -> int:

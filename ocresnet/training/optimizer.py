@@ -18,6 +18,7 @@ from ocresnet.control.linearize import Keep
 from ocresnet.problem import Problem
 from ocresnet.stage_cost.masks import WeightDecayOn, weight_decay_mask
 from ocresnet.systems.architecture import Architecture, ResidualArchitecture, require_one_of
+from ocresnet.systems.neural_ode import LEAST_FREE_HORIZON
 from ocresnet.systems.system import Variables
 from ocresnet.training.checks import (
     is_number,
@@ -182,6 +183,7 @@ class Optimizer(ABC):
             order=chosen(self.horizon_order, "second"),
             price=chosen(self.horizon_price, 1e-3),
             every=chosen(self.horizon_every, 50),
+            minimum=LEAST_FREE_HORIZON,
         )
 
     @abstractmethod

@@ -173,6 +173,8 @@ def test_settings_of_its_rule_need_a_free_horizon(toy_data):
             AdamW(**fields)
     with pytest.raises(ValueError, match="free_horizon is 1, but must be True or False"):
         replace(FREE, free_horizon=1)
+    with pytest.raises(ValueError, match="horizon is 0.05, but a free one must start at 0.1"):
+        replace(FREE, horizon=0.05)
 
 
 def test_snopt_of_a_run_is_refused_where_nothing_is_solved():
