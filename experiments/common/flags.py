@@ -18,7 +18,7 @@ from ocresnet.systems import families
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.system import Execution, Precision, Remat
 from ocresnet.training import optimizers
-from ocresnet.training.config import TrainingConfig
+from ocresnet.training.config import StageCostUntil, TrainingConfig
 from ocresnet.training.optimizers import Optimizer
 
 from .flag_kinds import FlagValues, Section, did_you_mean, given
@@ -192,6 +192,11 @@ class ObjectiveFlags:
         self._shrink_tolerance = section.number(
             "shrink_tolerance", "Percentage points that each of these cuts may lose."
         )
+        self._until = section.choice(
+            "stage_cost_until",
+            get_args(StageCostUntil),
+            "Whether gamma is paid after the last of these cuts.",
+        )
         self._loss = section.choice("loss", get_args(Loss), "Per-sample loss.")
         self._label_smoothing = section.number(
             "label_smoothing", "Share of the target spread evenly."
@@ -204,6 +209,7 @@ class ObjectiveFlags:
             stage_cost_schedule=self._schedule,
             shrink=self._shrink,
             shrink_tolerance=self._shrink_tolerance,
+            stage_cost_until=self._until,
             loss=self._loss,
             label_smoothing=self._label_smoothing,
         )

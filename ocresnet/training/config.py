@@ -1,7 +1,7 @@
 """How a network is trained: every choice that changes the numbers, in one frozen record."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args
 
 from ocresnet.costs import Loss
 from ocresnet.data.augmentation import Augmentation
@@ -20,6 +20,8 @@ from ocresnet.training.checks import (
 from ocresnet.training.gradient_optimizers import SGD
 from ocresnet.training.optimizer import Optimizer
 
+StageCostUntil = Literal["last_cut", "end"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -34,6 +36,8 @@ class TrainingConfig:
       shrink: epochs after which the depth rule cuts the network, and the smaller one trains on;
         the rule looks at the validation split, or without one at the training set.
       shrink_tolerance: percentage points that the rule may lose at each of them.
+      stage_cost_until: the last of these cuts, after which the network that is left is trained
+        alone, or the end, so that it can be cut again.
       loss: per-sample loss.
       label_smoothing: share of the target that is spread over all classes.
       distillation: w in [0, 1], weight of the divergence from a teacher in the loss of every
@@ -58,6 +62,7 @@ class TrainingConfig:
     stage_cost_schedule: StageCostSchedule = "constant"
     shrink: tuple[int, ...] = ()
     shrink_tolerance: float = 0.5
+    stage_cost_until: StageCostUntil = "last_cut"
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     distillation: float = 0.0
@@ -83,6 +88,7 @@ class TrainingConfig:
         require("seed", self.seed, whole, "a whole number, 0 to 2^31 - 1")
         for name, kind in (
             ("stage_cost_schedule", StageCostSchedule),
+            ("stage_cost_until", StageCostUntil),
             ("loss", Loss),
             ("augmentation", Augmentation),
         ):
@@ -95,6 +101,13 @@ class TrainingConfig:
             require(name, value, isinstance(value, record), f"a configuration like {example}")
         self.optimizer.check_epochs(self.epochs)
         self._check_shrink()
+
+    def after(self, epochs: int) -> Self:
+        """What is trained for when so many epochs are done: without stage cost after the last cut,
+        unless it is paid until the end."""
+        if self.shrink and self.stage_cost_until == "last_cut" and epochs >= self.shrink[-1]:
+            return replace(self, stage_cost=0.0, shrink=())
+        return self
 
     def _check_shrink(self) -> None:
         """Refuse milestones that the run does not have, or exits that nothing would train."""

@@ -38,13 +38,10 @@ class SGD(Optimizer):
 
     def transformation(self, given: Given) -> optax.GradientTransformation:
         descent = optax.sgd(given.schedule, momentum=self.momentum or None, nesterov=self.nesterov)
-        transformations = [self.add_decay(given.weight_decay), descent]
-        gamma = float(np.max(given.problem.stage_cost, initial=0.0))
-        if gamma > 0:
-            # All gamma_k are the same wherever there are separate heads: `fit` sees to it.
-            heads = optax.masked(optax.scale(1 / gamma), separate_exit_mask)
-            transformations.insert(0, heads)
-        return optax.chain(*transformations)
+        # All gamma_k are the same wherever there are separate heads: `fit` sees to it.
+        gamma = float(np.max(given.problem.stage_cost, initial=0.0)) or 1.0
+        heads = optax.masked(optax.scale(1 / gamma), separate_exit_mask)
+        return optax.chain(heads, self.add_decay(given.weight_decay), descent)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,8 @@ class TrainingLoop:
         else:
             # A copy: the first step gives the buffers of its state away.
             variables = jax.tree.map(jnp.array, initial.variables)
-        self._start(architecture, variables)
         self.epoch = self.step_in_epoch = 0
+        self._start(architecture, variables)
         self.metrics: list[dict[str, Any]] = []
         self.checkpoints: Checkpoints | None = None
         self.metrics_file: records.MetricsFile | None = None
@@ -139,9 +139,8 @@ class TrainingLoop:
         The run's own at its start; a cut makes those of the smaller network.
         """
         self.architecture = architecture
-        self.problem = training_problem(
-            architecture, self.config, cost=self.cost, axis_name=AXIS_NAME
-        )
+        config = self.config.after(self.epoch)
+        self.problem = training_problem(architecture, config, cost=self.cost, axis_name=AXIS_NAME)
         total_devices = len(self.devices) * jax.process_count()
         keep: Keep | None = None
         if self.optimizer is not None:
@@ -156,12 +155,12 @@ class TrainingLoop:
                 seed=self.config.seed,
             )
         self.state: TrainState = jax.device_put(
-            init_state(self.problem, self.config, variables, transformation), self.replicated
+            init_state(self.problem, config, variables, transformation), self.replicated
         )
         self.train_step = map_over_devices(
             make_train_step(
                 self.problem,
-                self.config,
+                config,
                 transformation,
                 keep,
                 axis_name=AXIS_NAME,
@@ -171,9 +170,10 @@ class TrainingLoop:
         )
 
     def _cut(self, blocks: int) -> None:
-        """Go on with the first blocks."""
+        """Go on with the first blocks, trained for what the epochs from here on are."""
         whole, state = residual(self.architecture), self.state
-        if blocks == whole.depth:
+        ends = self.config.after(self.epoch) != self.config  # of stage costs
+        if blocks == whole.depth and not ends:
             return
         # From the whole one, as a resumed run takes it.
         kept = residual(self.whole).subresnet(blocks)

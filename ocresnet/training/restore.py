@@ -78,8 +78,9 @@ def restore_network(
             hint = " (a run without validation split has none)" if which == "best" else ""
             raise FileNotFoundError(f"there is no {which} checkpoint in {workdir}{hint}.")
         if config.shrink:
-            blocks = checkpoints.position(step)["blocks"]
-            architecture = residual(architecture).subresnet(blocks)
+            position = checkpoints.position(step)
+            architecture = residual(architecture).subresnet(position["blocks"])
+            config = config.after(position["epoch"])
         state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer))
     finally:
         checkpoints.close()

@@ -65,6 +65,9 @@ def cut_state(
 
     Returns:
       The state of the kept network: its totals are those of an epoch's start.
+
+    Raises:
+      ValueError: if the optimizer of the kept network remembers something that this one does not.
     """
     average = state.average
     if average is not None:
@@ -89,9 +92,15 @@ def _carried_over(before: PyTree, start: PyTree, segments: set[str]) -> PyTree:
     }
 
     def carry_over(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        was = remembered.get(jax.tree_util.keystr(path))
-        if was is None or was.shape == leaf.shape:
-            return leaf if was is None else was
+        name = jax.tree_util.keystr(path)
+        if name not in remembered:
+            raise ValueError(
+                f"after a cut the optimizer's state has an entry {name}, which it did not have "
+                "before: shrink needs an optimizer whose state has one structure."
+            )
+        was = remembered[name]
+        if was.shape == leaf.shape:
+            return was
         # A curvature names its factors "segment/layer".
         names = {str(getattr(key, "key", "")).partition("/")[0] for key in path}
         of_blocks = bool(names & segments) and was.shape[1:] == leaf.shape[1:]

@@ -66,10 +66,21 @@ def same(first: Run, second: Run) -> None:
 
 def test_the_network_is_smaller_from_the_milestone_on(whole_run):
     assert whole_run.network.architecture.blocks == (1,)
-    assert [len(row["test"]["losses"]) for row in whole_run.metrics] == [4, 2, 2, 2]
-    assert [len(row["train"]["losses"]) for row in whole_run.metrics] == [4, 2, 2, 2]
+    assert [len(row["test"]["losses"]) for row in whole_run.metrics] == [4, 2, 2, 1]
+    assert [len(row["train"]["losses"]) for row in whole_run.metrics] == [4, 2, 2, 1]
     assert [row.get("kept_blocks") for row in whole_run.metrics] == [1, None, 1, None]
     assert len(whole_run.trajectories["test"].losses) == 2
+
+
+def test_stage_costs_are_paid_until_the_last_cut_or_the_end(whole_run, toy_data):
+    """Until then both are the same; afterwards the objective is that of the own output alone."""
+    to_the_end = run(toy_data, config=replace(CONFIG, stage_cost_until="end"))
+    *before, last = without_times(whole_run.metrics)
+    *before_too, last_too = without_times(to_the_end.metrics)
+    assert before == before_too and len(last_too["train"]["losses"]) == 2
+    assert last["objective"] == pytest.approx(last["train"]["losses"][0], rel=1e-6)
+    first_exit, own = last_too["train"]["losses"]
+    assert last_too["objective"] == pytest.approx(own + 0.1 * first_exit, rel=1e-6)
 
 
 def test_the_cut_is_that_of_the_depth_rule_and_of_pruning(toy_data, tmp_path):
@@ -85,7 +96,9 @@ def test_the_cut_is_that_of_the_depth_rule_and_of_pruning(toy_data, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
     assert checkpoints.position(steps)["blocks"] == blocks
     pruned = prune(before.network, blocks)
-    state = _state(pruned.architecture, replace(config, optimizer=_constant()), pruned)
+    afterwards = replace(config, optimizer=_constant()).after(1)
+    assert afterwards.stage_cost == 0
+    state = _state(pruned.architecture, afterwards, pruned)
     restored = checkpoints.restore(steps, state)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored.variables, pruned.variables)
@@ -137,7 +150,12 @@ def test_a_finished_run_comes_back_with_and_without_its_checkpoints(
     whole_run, toy_data, tmp_path, monkeypatch
 ):
     run(toy_data, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, restore_network(tmp_path), whole_run.network)
+    restored = restore_network(tmp_path)  # exits that are not trained are not calibrated there
+    jax.tree.map(np.testing.assert_array_equal, restored.params, whole_run.network.params)
+    own = [
+        trajectory(net, *_validation(toy_data)).losses[-1] for net in (restored, whole_run.network)
+    ]
+    assert own[0] == own[1]
     best = restore_network(tmp_path, "best")
     # Of what a checkpoint holds: after a cut the exit that became the network's own output.
     scores = [
@@ -166,25 +184,26 @@ def test_without_a_validation_split_the_training_set_decides(toy_data):
 # SNOpt is for a differential equation, whose blocks share their parameters.
 @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"snopt"}))
 def test_an_optimizer_remembers_what_it_knew_of_the_blocks_that_stay(name):
-    """Every array of its state is that of the kept blocks, or of what is no block, to the bit."""
+    """Every array of its state is that of the kept blocks, or of what is no block, to the bit; also
+    where no stage cost is paid any more."""
     whole = SMALL["standard"]
     config = replace(CONFIG, optimizer=OPTIMIZERS[name](), average_decay=0.0)
     rng = np.random.default_rng(0)
 
-    def drawn(architecture):
+    def drawn(architecture, config):
         """A state with nothing that occurs twice; nothing is compiled."""
         shapes = jax.eval_shape(partial(_state, architecture, config))
         return jax.tree.map(
             lambda leaf: rng.integers(1, 10**6, leaf.shape).astype(leaf.dtype), shapes
         )
 
-    state = drawn(whole)
+    state = drawn(whole, config)
     was = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree.leaves_with_path(state.opt_state)
     }
-    for blocks in (1, 3):
-        start = drawn(whole.subresnet(blocks))
+    for blocks, afterwards in ((1, config), (3, config), (3, config.after(3))):
+        start = drawn(whole.subresnet(blocks), afterwards)
         after = cut_state(state, whole, blocks, start)
         assert after.step == state.step
         jax.tree.map(np.testing.assert_array_equal, after.variables, start.variables)
@@ -212,6 +231,7 @@ def test_an_optimizer_remembers_what_it_knew_of_the_blocks_that_stay(name):
         ({"shrink": 2}, "a tuple"),
         ({"stage_cost": 0.0}, "no exit is trained"),
         ({"shrink_tolerance": -1.0}, "at least 0"),
+        ({"stage_cost_until": "then"}, "one of last_cut, end"),
     ],
 )
 def test_impossible_cuts_are_refused(changes, message):
