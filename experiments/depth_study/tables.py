@@ -137,18 +137,24 @@ def _search(rows: Sequence[Row], tolerance: float) -> str:
 
 
 PARTS = ("validation", "test")
+TICKS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
+"""Of the figure, in a decade."""
 
 
 def draw(rows: Sequence[Row]) -> "Figure":
-    """Test accuracy over the multiply-adds of the network that comes out, and over those of all
-    the training that led to it.
+    """Test error over the multiply-adds of the network that comes out, and over those of all the
+    training that led to it.
 
-    A marker is the mean over seeds, its bar goes from the worst to the best. Networks from scratch
+    The error is 100 less the accuracy, on a logarithmic scale, as methods differ by tenths of a
+    point and by tens. A marker is the mean over seeds, its bar goes from the best to the worst.
+    Networks from scratch
     are a line over their depths; in the right panel the search is one point for all its trainings.
 
     Raises:
       ImportError: if matplotlib is not installed.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, (size, price) = plots.panels(2)
     baselines = [
         ("from scratch, the whole budget", [row for row in rows if row["method"] == SCRATCH]),
@@ -178,10 +184,12 @@ def draw(rows: Sequence[Row]) -> "Figure":
         index += 1
     size.set(title="(a) The network that comes out", xlabel="multiply-adds for one image")
     price.set(title="(b) All the training that led to it", xlabel="multiply-adds")
-    if any(row["method"] == SEARCH for row in rows):  # all others have one price
-        price.set_xscale("log")
+    price.set_xlim(0, 1.1 * price.dataLim.x1)  # all but the search have one price
     for axis in (size, price):
-        axis.set_ylabel("test accuracy (%)")
+        axis.set(ylabel="test error (%)", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=TICKS))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     handles, labels = size.get_legend_handles_labels()
     figure.set_figwidth(figure.get_figwidth() + 3.6)
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
@@ -191,11 +199,11 @@ def draw(rows: Sequence[Row]) -> "Figure":
 def _points(
     axis: Any, x: str | float, found: Sequence[Sequence[Row]], style: dict[str, Any], name: str
 ) -> None:
-    """Means over seeds with bars from the worst to the best."""
+    """Mean errors over seeds with bars from the best to the worst."""
     at = [np.mean([row[x] for row in rows]) if isinstance(x, str) else x for rows in found]
-    tests = [[row["test"] for row in rows] for rows in found]
-    mean = np.array([np.mean(values) for values in tests])
-    low, high = (np.array([of(values) for values in tests]) for of in (min, max))
+    errors = [[100 - row["test"] for row in rows] for rows in found]
+    mean = np.array([np.mean(values) for values in errors])
+    low, high = (np.array([of(values) for values in errors]) for of in (min, max))
     # The mean of equal numbers may be rounded beyond them.
     bars = np.maximum((mean - low, high - mean), 0)
     axis.errorbar(at, mean, yerr=bars, capsize=2, label=name, **style)

@@ -198,7 +198,7 @@ def test_the_figure_has_every_method_and_the_price_of_the_search(tmp_path):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["from scratch, the whole budget", "from scratch, search", "probe", "cut to 3"]
     ((at,), (height,)) = price.containers[1].lines[0].get_data()
-    assert at == pytest.approx(2e6) and height == 90.5
+    assert at == pytest.approx(2e6) and height == 9.5
     figure.savefig(tmp_path / "figure.png")
 
 
