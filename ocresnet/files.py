@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_at_once(folder: Path, aside: Path) -> None:
+    """Remove a folder so that a kill leaves all of it, or nothing under its name.
+
+    Args:
+      folder: if it is there.
+      aside: a name in the same place that it has while it is removed; what a kill left there goes.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir():
+        folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def digest(content: bytes) -> str:

@@ -255,8 +255,8 @@ class OptimizerFlags:
             DEFAULT_OPTIMIZERS,
             "How the parameters move. Default: the preset's; without preset sgd for "
             "--architecture=resnet and adamw for others. Another one than the preset's has its own "
-            "learning rate, and keeps schedule, clipping and weight decay. What follows describes "
-            "one optimizer or several; the defaults are those without preset.",
+            "learning rate, and keeps schedule, weight decay and, but for ocnopt, clipping. What "
+            "follows describes one optimizer or several; the defaults are those without preset.",
         )
 
     @property

@@ -251,7 +251,7 @@ def _study_preset(dataset: str, network: Architecture, expected: str) -> Preset:
     training = TrainingConfig(
         epochs=20,
         batch_size=32 if small else 128,
-        optimizer=OCNOpt(learning_rate=0.03),
+        optimizer=OCNOpt(learning_rate=0.03, rollout="nonlinear"),
         stage_cost=0.0,
     )
     network = replace(network, image_shape=IMAGE_SHAPES[dataset], classes=CLASSES[dataset])
@@ -399,12 +399,14 @@ def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture
 
 def with_optimizer(training: TrainingConfig, name: str) -> TrainingConfig:
     """A training with another optimizer, at that one's own learning rate; it keeps schedule,
-    clipping and weight decay."""
+    weight decay and clipping, but for OCNOpt, whose region bounds the step."""
     kept = {
         field.name: getattr(training.optimizer, field.name)
         for field in fields(Optimizer)
         if field.name != "learning_rate"
     }
+    if name == "ocnopt":
+        del kept["gradient_clip"]
     return replace(training, optimizer=OPTIMIZERS[name](**kept))
 
 

@@ -15,7 +15,7 @@ from ocresnet.systems.network import Network
 from ocresnet.training import records
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import evaluate
-from ocresnet.training.restore import Checkpoint, load_configs, restore_network
+from ocresnet.training.restore import Checkpoint, load_configs, restore
 
 from .flag_kinds import Flag, FlagValues, Section
 
@@ -112,7 +112,7 @@ def load_run(
       FileNotFoundError: if run, checkpoint or data are missing.
     """
     _, training, description = load_configs(workdir)
-    network = restore_network(workdir, checkpoint)
+    network, trained_for = restore(workdir, checkpoint)
     run = records.read_json(workdir / records.RUN)
     source = run.get("dataset") if isinstance(run, dict) else None
     if not source:
@@ -122,6 +122,6 @@ def load_run(
     if data.fingerprint != description["fingerprint"]:
         raise ValueError(f"the data {source} is not what the run in {workdir} was trained on.")
     blocks = isinstance(network.architecture, ResidualArchitecture)
-    if blocks and training.stage_cost == 0:
+    if blocks and trained_for.stage_cost == 0:
         network = calibrate_exits(network, data.images("train"), execution=training.execution)
     return FinishedRun(workdir, network, training, data, unsplit_data)

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import jax
 
 from ocresnet.data.dataset import Dataset
+from ocresnet.files import remove_at_once
 from ocresnet.stage_cost.pruning import recommend_depth
 from ocresnet.stage_cost.trajectory import Trajectory, trajectory
 from ocresnet.systems import counts
 from ocresnet.systems.architecture import ResidualArchitecture, residual
 from ocresnet.systems.network import Network
-from ocresnet.training.checkpoints import remove_at_once
 from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit, for_dataset, run_config
 from ocresnet.training.loop import CHECKPOINTS
@@ -218,7 +218,7 @@ class Laboratory:
             )
             if run.interrupted:
                 raise KeyboardInterrupt
-            if workdir is not None and (workdir / CHECKPOINTS).is_dir():
+            if workdir is not None:
                 remove_at_once(workdir / CHECKPOINTS, workdir / SPENT)
             self._runs[name] = Trained(run.network, run.trajectories["validation"])
         return self._runs[name]

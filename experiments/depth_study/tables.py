@@ -139,6 +139,8 @@ def _search(rows: Sequence[Row], tolerance: float) -> str:
 PARTS = ("validation", "test")
 TICKS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)
 """Of the figure, in a decade."""
+LEAST = 0.01
+"""Percent that a smaller error is drawn at."""
 
 
 def draw(rows: Sequence[Row]) -> "Figure":
@@ -147,8 +149,8 @@ def draw(rows: Sequence[Row]) -> "Figure":
 
     The error is 100 less the accuracy, on a logarithmic scale, as methods differ by tenths of a
     point and by tens. A marker is the mean over seeds, its bar goes from the best to the worst.
-    Networks from scratch
-    are a line over their depths; in the right panel the search is one point for all its trainings.
+    Networks from scratch are a line over their depths; in the right panel the search is one point
+    for all its trainings.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -201,7 +203,7 @@ def _points(
 ) -> None:
     """Mean errors over seeds with bars from the best to the worst."""
     at = [np.mean([row[x] for row in rows]) if isinstance(x, str) else x for rows in found]
-    errors = [[100 - row["test"] for row in rows] for rows in found]
+    errors = [[max(100 - row["test"], LEAST) for row in rows] for rows in found]
     mean = np.array([np.mean(values) for values in errors])
     low, high = (np.array([of(values) for values in errors]) for of in (min, max))
     # The mean of equal numbers may be rounded beyond them.

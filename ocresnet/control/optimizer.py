@@ -280,8 +280,9 @@ def ocnopt(
         the first or the last; or a tuple of stages, each a tuple of names of layers. "adaptive" or
         an `Adaptive`: a bandit chooses while training (`adaptive.py`); where the policy walks along
         a trajectory, each update then makes that of its own stages, so that the one of `nominal=`
-        does not save it, and all alignments are compiled. Nothing depends on it without feedback,
-        and for the joint minimum along the linearised dynamics without a `value_beta`.
+        does not save it, and all alignments are compiled. Without feedback nothing depends on it;
+        nor does the joint minimum of "stacked" and "joint" along the linearised dynamics, unless
+        `value_beta` says so: there another one than "blocks" is refused.
       momentum: decay of an accumulator of directions, as in `optax.trace`.
       weight_decay: decoupled, as in AdamW, but by the step that is taken: eta * rho *
         weight_decay * theta is subtracted, where rho is the share of -eta M^-1 g that the policy

@@ -104,6 +104,11 @@ class Settings:
                 "its own player, so that both equilibria are the same, and a function decides for "
                 "itself what is played."
             )
+        if self.alignment != "blocks" and self.acts_as_one and not self.inactive:
+            raise ValueError(
+                f"alignment is {self.alignment!r}, but along linear predictions all alignments "
+                "take the same step: set rollout to 'nonlinear', or alignment to 'blocks'."
+            )
 
     @property
     def weight_of_value(self) -> float | Array:
@@ -153,9 +158,11 @@ class Settings:
 
     @property
     def acts_as_one(self) -> bool:
-        """Whether all stages together are one: the joint minimum, along the linear dynamics."""
+        """Whether all stages together are one: the joint minimum, along the linear dynamics, where
+        no sample reacts to what is decided for others."""
         same_weights = self.value_beta is None
-        return same_weights and not self.walks and self.decision is joint_minimum
+        together = self.feedback != "per_sample" and self.decision is joint_minimum
+        return same_weights and together and not self.walks
 
     @property
     def gradient_is_factor(self) -> bool:

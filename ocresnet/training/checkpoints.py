@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ocresnet.files import digest_of_file, read_json, sealed, write_json
+from ocresnet.files import digest_of_file, read_json, remove_at_once, sealed, write_json
 from ocresnet.systems.system import PyTree
 from ocresnet.training.processes import in_first_process
 
@@ -236,15 +236,3 @@ def _silent_orbax() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
-
-
-def remove_at_once(folder: Path, aside: Path) -> None:
-    """Remove a folder so that a kill leaves all of it, or nothing under its name.
-
-    Args:
-      folder: which must be there.
-      aside: a name in the same place that it has while it is removed; what a kill left there goes.
-    """
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)

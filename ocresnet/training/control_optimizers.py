@@ -208,11 +208,6 @@ class OCNOpt(CurvatureOptimizer):
                 "the gradient with the cost, and takes a clipped one for a longer way to go: set "
                 "gradient_clip to 0, or region to 'fixed', or rollout to 'nonlinear'."
             )
-        if self.alignment != "blocks" and settings.acts_as_one and not settings.inactive:
-            raise ValueError(
-                f"alignment is {self.alignment!r}, but along linear predictions all alignments "
-                "take the same step: set rollout to 'nonlinear', or alignment to 'blocks'."
-            )
         check_curvature(self.curvature_of_controls(), self.equilibrium)
         Adaptive(hold=self.alignment_hold)
 

@@ -27,7 +27,12 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.evaluation import evaluate
 from ocresnet.training.interruption import StopRequests
 from ocresnet.training.progress import TrainingProgress
-from ocresnet.training.shrinking import cut_state, cut_variables, depth_to_keep
+from ocresnet.training.shrinking import (
+    check_memory,
+    cut_state,
+    cut_variables,
+    depth_to_keep,
+)
 from ocresnet.training.step import (
     AXIS_NAME,
     StepInfo,
@@ -124,6 +129,10 @@ class TrainingLoop:
             variables = jax.tree.map(jnp.array, initial.variables)
         self.epoch = self.step_in_epoch = 0
         self._start(architecture, variables)
+        if optimizer is not None and config.shrink:
+            after = training_problem(architecture, config.after(config.epochs), cost=cost)
+            before = optimizer(self.problem, self.schedule)
+            check_memory(before, optimizer(after, self.schedule), variables.params)
         self.metrics: list[dict[str, Any]] = []
         self.checkpoints: Checkpoints | None = None
         self.metrics_file: records.MetricsFile | None = None

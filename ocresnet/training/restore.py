@@ -40,10 +40,30 @@ def load_configs(workdir: str | os.PathLike) -> tuple[Architecture, TrainingConf
         raise ValueError(f"{records.CONFIG} in {workdir} is damaged: {error}.") from error
 
 
+class Restored(NamedTuple):
+    """A network as a checkpoint has it.
+
+    Attributes:
+      network: its moving average, if the run keeps one.
+      training: what it was trained for at that time; after the last cut of a run that shrinks,
+        without stage cost.
+    """
+
+    network: Network
+    training: TrainingConfig
+
+
 def restore_network(
     workdir: str | os.PathLike, which: Checkpoint = "last", optimizer: OptimizerOf | None = None
 ) -> Network:
-    """The network of the last checkpoint, or of the one that was best on the validation split.
+    """The network alone of what `restore` restores."""
+    return restore(workdir, which, optimizer).network
+
+
+def restore(
+    workdir: str | os.PathLike, which: Checkpoint = "last", optimizer: OptimizerOf | None = None
+) -> Restored:
+    """The last checkpoint, or the one that was best on the validation split.
 
     Args:
       workdir: folder of a run, finished or not.
@@ -51,9 +71,8 @@ def restore_network(
       optimizer: what `fit` was given, if it was given one.
 
     Returns:
-      The network (its moving average, if the run keeps one), as it was trained: without stage cost
-      its exits are not calibrated. A finished run that gave up its checkpoints still has its last
-      network, with calibrated exits.
+      The network as it was trained: where no stage cost was paid its exits are not calibrated. A
+      finished run that gave up its checkpoints still has its last network, with calibrated exits.
 
     Raises:
       FileNotFoundError: if there is no run, no checkpoint, or no best one.
@@ -62,7 +81,8 @@ def restore_network(
     architecture, config, _ = load_configs(workdir)
     if not _has_checkpoints(Path(workdir)):
         if which == "last" and (Path(workdir) / records.NETWORK).is_dir():
-            return networks.load(Path(workdir) / records.NETWORK)
+            network = networks.load(Path(workdir) / records.NETWORK)
+            return Restored(network, config.after(config.epochs))
         raise FileNotFoundError(f"there are no checkpoints in {workdir}.")
     _check_optimizer(Path(workdir), optimizer)
     checkpoints = open_checkpoints(Path(workdir) / CHECKPOINTS)
@@ -84,7 +104,7 @@ def restore_network(
         state = checkpoints.restore(step, _state_shapes(architecture, config, optimizer))
     finally:
         checkpoints.close()
-    return Network(architecture, *evaluated(state))
+    return Restored(Network(architecture, *evaluated(state)), config)
 
 
 class FinishedRun(NamedTuple):

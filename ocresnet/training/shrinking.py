@@ -7,6 +7,7 @@ optimizer remembers of the blocks that stay are carried over.
 from typing import Any
 
 import jax
+import optax
 
 from ocresnet.stage_cost.pruning import prune, recommend_depth
 from ocresnet.stage_cost.trajectory import Trajectory
@@ -38,6 +39,33 @@ def check_shrinking(architecture: Architecture, config: TrainingConfig) -> None:
         )
 
 
+def check_memory(
+    before: optax.GradientTransformation, after: optax.GradientTransformation, params: PyTree
+) -> None:
+    """Refuse an optimizer that would forget at a cut.
+
+    Args:
+      before, after: made for the problem with stage cost, and for the one without.
+      params: of a network.
+
+    Raises:
+      ValueError: if their states have entries of different names.
+    """
+    names = [
+        {
+            jax.tree_util.keystr(path)
+            for path, _ in jax.tree.leaves_with_path(jax.eval_shape(optimizer.init, params))
+        }
+        for optimizer in (before, after)
+    ]
+    if names[0] != names[1]:
+        raise ValueError(
+            "after the last cut no stage cost is paid, and the state of this optimizer has other "
+            f"entries then ({', '.join(sorted(names[0] ^ names[1]))}), so that it would forget: "
+            "give it one structure, or set stage_cost_until to 'end'."
+        )
+
+
 def depth_to_keep(measured: Trajectory, tolerance: float) -> int:
     """The depth rule's answer, but at least one block: without any there is nothing to pay stage
     costs on."""
@@ -65,9 +93,6 @@ def cut_state(
 
     Returns:
       The state of the kept network: its totals are those of an epoch's start.
-
-    Raises:
-      ValueError: if the optimizer of the kept network remembers something that this one does not.
     """
     average = state.average
     if average is not None:
@@ -92,13 +117,7 @@ def _carried_over(before: PyTree, start: PyTree, segments: set[str]) -> PyTree:
     }
 
     def carry_over(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path)
-        if name not in remembered:
-            raise ValueError(
-                f"after a cut the optimizer's state has an entry {name}, which it did not have "
-                "before: shrink needs an optimizer whose state has one structure."
-            )
-        was = remembered[name]
+        was = remembered[jax.tree_util.keystr(path)]
         if was.shape == leaf.shape:
             return was
         # A curvature names its factors "segment/layer".

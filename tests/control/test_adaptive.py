@@ -132,7 +132,7 @@ def test_a_step_is_that_of_the_alignment_that_is_held(form):
 
 def test_it_needs_the_cost():
     problem, variables = dense_problem()
-    optimizer = ocnopt(problem, ETA, alignment="adaptive")
+    optimizer = ocnopt(problem, ETA, alignment="adaptive", rollout="nonlinear")
     params, batch = variables.params, random_batch()
     with pytest.raises(ValueError, match="call update with value="):
         jax.eval_shape(

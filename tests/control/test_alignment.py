@@ -7,6 +7,7 @@ import pytest
 from ocresnet.control.alignment import stages_of
 from ocresnet.control.curvature import identity
 from ocresnet.control.optimizer import ocnopt
+from ocresnet.control.settings import Settings
 from ocresnet.systems.cnn import CNNConfig
 from ocresnet.systems.pieces import STATE, Piece, add, composed
 from ocresnet.systems.residual_mlp import ResidualMLPConfig
@@ -103,14 +104,14 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(("alignment", "said"), IMPOSSIBLE)
 def test_an_impossible_alignment_is_refused_before_anything_is_compiled(alignment, said):
     with pytest.raises(ValueError, match=said):
-        ocnopt(RESNET, 0.1, curvature=identity(), alignment=alignment)
+        ocnopt(RESNET, 0.1, curvature=identity(), alignment=alignment, rollout="nonlinear")
 
 
 def test_a_family_without_pieces_is_refused():
     system = CNNConfig(filters=(2,), strides=(1,), hidden=(3,), image_shape=(4, 4, 1)).system()
     for alignment in ("layers_first", "adaptive"):
         with pytest.raises(ValueError, match="blocks that say which layers they are made of"):
-            ocnopt(system, 0.1, alignment=alignment)
+            ocnopt(system, 0.1, alignment=alignment, rollout="nonlinear")
     ocnopt(system, 0.1, alignment="blocks")
 
 
@@ -139,6 +140,11 @@ def test_a_tied_block_is_one_stage():
 def test_the_configuration_refuses_an_impossible_alignment(choices, said):
     with pytest.raises(ValueError, match=said):
         OCNOpt(**choices)
+
+
+def test_a_sample_that_reacts_to_what_all_decide_may_have_any_alignment():
+    """As its reaction does not undo what the average decides."""
+    assert Settings(alignment="layers_last", feedback="per_sample").alignment == "layers_last"
 
 
 def test_the_configuration_says_which_stages_a_step_keeps():

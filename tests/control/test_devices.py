@@ -118,7 +118,7 @@ def test_batch_norm_over_the_devices():
         params, stats = to_float64(random_variables(config))
         batch = jnp.asarray(random_images(config, 2 * DEVICES)), jnp.arange(2 * DEVICES) % 3
         problem = residual_network()
-        choices = {"curvature": identity(), "region": "square"}
+        choices = {"curvature": identity(), "region": "square", "rollout": "nonlinear"}
         optimizer = ocnopt(problem, eta, **choices)
         state = optimizer.init(params)
 

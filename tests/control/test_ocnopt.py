@@ -103,20 +103,21 @@ def test_seeds_can_be_trained_side_by_side(form):
 def test_in_a_chain():
     """The learning rate of the second step is that of the schedule, in the policy and after it."""
     params, batch = random_params(PROBLEM), random_batch()
+    choices = {"curvature": identity(), "rollout": "nonlinear"}
     schedule = optax.linear_schedule(0.2, 0.6, 2)  # 0.4 in the second step
 
     @quick_jit
     def second_updates(params):
-        own = ocnopt(PROBLEM, schedule, curvature=identity())
+        own = ocnopt(PROBLEM, schedule, **choices)
         rate = optax.scale_by_learning_rate(schedule)
-        chained = optax.chain(scale_by_ocnopt(PROBLEM, schedule, curvature=identity()), rate)
+        chained = optax.chain(scale_by_ocnopt(PROBLEM, schedule, **choices), rate)
         results = []
         for optimizer in (own, chained):
             state = optimizer.init(params)
             state = optimizer.update(gradients(params, batch), state, params, batch=batch)[1]
             args = gradients(params, batch), state, params
             results.append(optimizer.update(*args, batch=batch)[0])
-        constant = ocnopt(PROBLEM, 0.4, curvature=identity())
+        constant = ocnopt(PROBLEM, 0.4, **choices)
         args = gradients(params, batch), constant.init(params), params
         return (*results, constant.update(*args, batch=batch)[0])
 

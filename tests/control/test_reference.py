@@ -208,6 +208,7 @@ def test_samples_on_their_own_are_coupled_as_in_the_joint_form(network):
                 value_beta=0.0,
                 curvature=curvature,
                 region="fixed",
+                rollout="nonlinear",
                 **choices,
             )
             results.append(

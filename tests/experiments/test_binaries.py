@@ -11,9 +11,11 @@ import pytest
 from programs import call, finish, interrupted_at_import_of, start
 
 from experiments import choose_depth, demo, evaluate, export, finetune, prune, surgery, train
+from experiments.common.runs import load_run
 from ocresnet import load, load_exported, save
 from ocresnet import prune as cut_to
-from ocresnet.stage_cost.trajectory import logits_over_depth
+from ocresnet.stage_cost.trajectory import logits_over_depth, trajectory
+from ocresnet.training.restore import restore_network
 
 QUICK = (
     "--preset=digits_homogeneous12_shared",
@@ -44,6 +46,20 @@ def rows_of(workdir: Path) -> list[dict]:
     for row in rows:
         del row["seconds"], row["images_per_second"]
     return rows
+
+
+def test_a_run_that_shrank_is_read_as_it_was_measured(tmp_path):
+    """Its exits were not trained after the last cut, and are calibrated when it is read."""
+    flags = (*QUICK, "--epochs=3", "--shrink=1", "--shrink_tolerance=0", f"--workdir={tmp_path}")
+    assert call(train.main, *flags).code == 0
+    run = load_run(tmp_path)
+    assert run.training.stage_cost > 0
+    images, labels = run.data.images("test"), run.data.labels("test")
+    measured = read(tmp_path / "trajectory.json")["test"]
+    read_back = trajectory(run.network, images, labels)
+    np.testing.assert_allclose(read_back.losses, measured["losses"], rtol=1e-5)
+    uncalibrated = trajectory(restore_network(tmp_path), images, labels)
+    assert np.abs(uncalibrated.losses[:-1] / read_back.losses[:-1] - 1).max() > 0.01
 
 
 def test_train_leaves_metrics_figures_network_and_checkpoints(finished):

@@ -12,7 +12,7 @@ from experiments.common import presets, speed
 from experiments.common.command_line import parse as parse_flags
 from experiments.common.flag_kinds import FlagValues
 from experiments.common.flags import TrainingRunFlags, WantedRun
-from experiments.common.presets import PRESETS, describe
+from experiments.common.presets import PRESETS, describe, with_optimizer
 from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
@@ -257,7 +257,7 @@ def test_every_field_of_every_optimizer_is_a_flag():
             "epsilon": 1e-3,
             "feedback": "joint",
             "groups": 4,
-            "rollout": "linear",
+            "rollout": "nonlinear",
             "beta": 0.5,
             "value_beta": 0.25,
             "factor": "sampled",
@@ -281,6 +281,10 @@ def test_another_optimizer_than_the_preset_s_keeps_schedule_clipping_and_decay()
         rollout="nonlinear",
     )
     assert optimizer == wanted and optimizer.learning_rate == OCNOpt().learning_rate != 0.1
+    # The region of OCNOpt bounds its step: of clipping that nobody asked for it keeps nothing.
+    clipped = replace(PRESETS[DIGITS[9:]].training, optimizer=AdamW(gradient_clip=1.0))
+    assert with_optimizer(clipped, "ocnopt").optimizer.gradient_clip == 0
+    assert with_optimizer(clipped, "ekfac").optimizer.gradient_clip == 1
     assert parse(DIGITS, "--optimizer=sgd").training == PRESETS[DIGITS[9:]].training
 
 

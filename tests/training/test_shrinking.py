@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ocresnet.data.dataset import Dataset
@@ -218,6 +219,16 @@ def test_an_optimizer_remembers_what_it_knew_of_the_blocks_that_stay(name):
             assert leaf.shape == fresh.shape
             kept = was[key] if leaf.ndim == 0 else was[key][: len(leaf)]
             np.testing.assert_array_equal(leaf, kept, key)
+
+
+def test_an_optimizer_that_would_forget_at_a_cut_is_refused_before_training(toy_data):
+    def forgetful(problem, schedule):
+        descent = optax.sgd(schedule, momentum=0.9)
+        return optax.chain(optax.identity(), descent) if problem.stage_costs.any() else descent
+
+    with pytest.raises(ValueError, match="so that it would forget") as error:
+        run(toy_data, optimizer=forgetful)
+    assert ".trace" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ocresnet.training.fit import fit, for_dataset
 from ocresnet.training.optimizers import SGD, OCNOpt, ScheduleFreeAdamW
 from ocresnet.training.sweep import measured_steps, sweep
 
-STACKED = OCNOpt(curvature="diagonal", momentum=0.5, schedule="milestones")
+STACKED = OCNOpt(curvature="diagonal", momentum=0.5, schedule="milestones", rollout="nonlinear")
 CASES = {
     "mlp": (MLPConfig(hidden=(6,), activation="tanh"), STACKED, 0.0),
     "schedule-free": (MLPConfig(hidden=(6,)), ScheduleFreeAdamW(), 0.0),
