@@ -108,7 +108,7 @@ def draw_epochs(metrics: Sequence[dict[str, Any]]) -> "Figure":
     rates = [row["learning_rate"] for row in metrics]
     _line(rate, epochs, rates, color=PALETTE[-1], marker=".")
     # A likelihood's loss may be negative.
-    _logarithmic((loss, rate) if classes else (rate,))
+    logarithmic((loss, rate) if classes else (rate,))
     loss.set(title="Loss of the network's output", ylabel="loss")
     if classes:
         axes[1].set(title="Accuracy of the network's output", ylabel="accuracy (%)")
@@ -126,7 +126,7 @@ def draw_depth(measured: Mapping[str, Any], kept: int | None = None) -> "Figure"
         percent = [100 * value for value in measured[split]["accuracies"]]
         _line(loss, depth, measured[split]["losses"], label=split, **SPLITS[split])
         _line(accuracy, depth, percent, label=split, **SPLITS[split])
-    _logarithmic((loss,))
+    logarithmic((loss,))
     loss.set(title="Loss over depth", ylabel="loss of the exit")
     accuracy.set(title="Accuracy over depth", ylabel="accuracy of the exit (%)")
     _whole_numbers((loss, accuracy), "residual blocks before the exit")
@@ -170,7 +170,7 @@ def draw_convergence(measured: Mapping[str, Any], kept: int | None = None) -> "F
         _line(residual, range(len(values)), values, label=split, **SPLITS[split])
     norms = measured["parameter_norms"]
     _line(norm, range(len(norms)), norms, color=PALETTE[-1], marker=".")
-    _logarithmic((residual,))
+    logarithmic((residual,))
     residual.set(
         title="What each block adds to the output",
         ylabel=r"output residual $\|\hat y_{k+1} - \hat y_k\|$",
@@ -262,7 +262,7 @@ def draw_losses(
       units: what the loss is drawn over.
     """
     figure, axes = panels(len(units))
-    _logarithmic(axes)
+    logarithmic(axes)
     for axis, unit in zip(axes, units, strict=True):
         for index, row in enumerate(rows):
             _line(axis, row[unit], row["losses"], label=row["method"], **line_style(index))
@@ -390,13 +390,13 @@ def _whole_numbers(axes: Sequence["Axes"], label: str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _logarithmic(axes: Sequence["Axes"]) -> None:
-    """Logarithmic vertical axes, with ticks at 1, 2 and 5 written as plain numbers."""
+def logarithmic(axes: Sequence["Axes"], ticks: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Logarithmic vertical axes, with these ticks in a decade written as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for axis in axes:
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_locator(LogLocator(subs=ticks))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
 

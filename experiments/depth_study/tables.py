@@ -155,8 +155,6 @@ def draw(rows: Sequence[Row]) -> "Figure":
     Raises:
       ImportError: if matplotlib is not installed.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure, (size, price) = plots.panels(2)
     baselines = [
         ("from scratch, the whole budget", [row for row in rows if row["method"] == SCRATCH]),
@@ -188,10 +186,8 @@ def draw(rows: Sequence[Row]) -> "Figure":
     price.set(title="(b) All the training that led to it", xlabel="multiply-adds")
     price.set_xlim(0, 1.1 * price.dataLim.x1)  # all but the search have one price
     for axis in (size, price):
-        axis.set(ylabel="test error (%)", yscale="log")
-        axis.yaxis.set_major_locator(LogLocator(subs=TICKS))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylabel("test error (%)")
+    plots.logarithmic((size, price), TICKS)
     handles, labels = size.get_legend_handles_labels()
     figure.set_figwidth(figure.get_figwidth() + 3.6)
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
