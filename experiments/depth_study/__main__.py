@@ -14,7 +14,9 @@ network: what --epochs of the whole network with stage costs cost. Methods:
   surgery      a plain network that loses the blocks that surgery finds, to each of --cut
   probe        stage costs for a share of the budget find the depth; the rest trains the network
                of that depth, from the probe's weights or from new ones
-  shrink       the depth rule cuts at --milestones, and training goes on with what is left
+  shrink       the depth rule cuts at --milestones, and training goes on with what is left, after the
+               last cut without stage costs
+  shrink_paid  the same with stage costs to the end
   search       plain networks of each --depth for --epochs: what the other methods save
 
 Each network that comes out is compared with a plain one of its size that was trained from scratch
@@ -43,7 +45,7 @@ from .laboratory import Laboratory, Plan
 from .methods import FromScratch, Method, ProbeThenTrain, ShrinkWhileTraining, TrainThenCut
 from .tables import draw, tables
 
-GROUPS = ("stage_costs", "taught", "surgery", "probe", "shrink", "search")
+GROUPS = ("stage_costs", "taught", "surgery", "probe", "shrink", "shrink_paid", "search")
 
 
 MILESTONES = (0.2, 0.4)
@@ -168,10 +170,11 @@ class Flags:
         if "probe" in groups:
             for on in (True, False):
                 yield ProbeThenTrain(self._probe.value, on, early)
+        milestones = self._milestones.value or MILESTONES
         if "shrink" in groups:
-            for to_the_end in (False, True):
-                milestones = self._milestones.value or MILESTONES
-                yield ShrinkWhileTraining(milestones, to_the_end, early)
+            yield ShrinkWhileTraining(milestones, to_the_end=False, tolerance=early)
+        if "shrink_paid" in groups:
+            yield ShrinkWhileTraining(milestones, to_the_end=True, tolerance=early)
         if "search" in groups:
             for blocks in self._depths.value or range(1, self._blocks.value + 1):
                 yield FromScratch(blocks, self._epochs.value)
