@@ -14,8 +14,8 @@ network: what --epochs of the whole network with stage costs cost. Methods:
   surgery      a plain network that loses the blocks that surgery finds, to each of --cut
   probe        stage costs for a share of the budget find the depth; the rest trains the network
                of that depth, from the probe's weights or from new ones
-  shrink       the depth rule cuts at --milestones, and training goes on with what is left, after the
-               last cut without stage costs
+  shrink       the depth rule cuts at --milestones, and training goes on with what is left, after
+               the last cut without stage costs
   shrink_paid  the same with stage costs to the end
   search       plain networks of each --depth for --epochs: what the other methods save
 

@@ -86,11 +86,12 @@ OCNOPT: dict[str, Method] = {
     name: Method(optimizer, below=3, above=5)
     for name, optimizer in {
         "OCNOpt, as it comes": OCNOpt(),
-        "OCNOpt, second forward pass": OCNOpt(rollout="nonlinear"),
+        "OCNOpt, smaller region": OCNOpt(region="smaller"),
+        "OCNOpt, second forward pass": OCNOpt(region="smaller", rollout="nonlinear"),
         "OCNOpt, region of the papers": OCNOpt(region="fixed"),
         "OCNOpt, square": OCNOpt(region="square"),
-        "OCNOpt, diagonal": OCNOpt(curvature="diagonal", momentum=0.9),
-        "OCNOpt, identity": OCNOpt(curvature="identity", momentum=0.9),
+        "OCNOpt, diagonal": OCNOpt(curvature="diagonal", momentum=0.9, region="smaller"),
+        "OCNOpt, identity": OCNOpt(curvature="identity", momentum=0.9, region="smaller"),
     }.items()
 }
 """The forms of OCNOpt from 10^-3 to 10^5 times the learning rate that they come with."""
@@ -149,9 +150,9 @@ TASKS: dict[str, Setting] = {
     "digits_transformer": Setting(20, 32, seeds=3, target=88.0),
     "mnist_narrow_inception": Setting(10, 128, seeds=3, target=97.0, samples=5_000),
     "cifar10_narrow_inception": Setting(20, 128, seeds=3, target=45.0, samples=5_000),
-    "mnist_fcn": Setting(10, 128, seeds=3, target=95.0),
+    "mnist_fcn": Setting(15, 128, seeds=3, target=95.0, samples=10_000),
     "mnist_cnn": Setting(10, 128, seeds=3, target=97.0, samples=10_000),
-    "cifar10_cnn": Setting(15, 128, seeds=3, target=50.0, samples=10_000),
+    "cifar10_cnn": Setting(10, 128, seeds=3, target=50.0, samples=10_000),
     "mnist_resnet_plain": Setting(5, 128, seeds=3, target=98.5),
     "mnist_resnet_stage_cost": Setting(5, 128, seeds=3, target=98.5),
 }

@@ -34,6 +34,7 @@ from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Stati
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal
 from ocresnet.control.policy import decide
+from ocresnet.control.region import next_caution
 from ocresnet.control.settings import (
     Equilibrium,
     Feedback,
@@ -60,6 +61,7 @@ class OCNOptState(NamedTuple):
     curvature: state of the curvature.
     drift: state of momentum and weight decay.
     share: rho of the last update, [] (`drift.py`); before the first one 0.
+    caution: k of the next update, [] (`region.py`).
     info: diagnostics of the last update.
     adaptive: of an alignment that changes; None where it stays.
     """
@@ -68,6 +70,7 @@ class OCNOptState(NamedTuple):
     curvature: CurvatureState
     drift: optax.OptState
     share: Array
+    caution: Array
     info: Info
     adaptive: AdaptiveState | None
 
@@ -131,6 +134,7 @@ def scale_by_ocnopt(
             curvature=curvature.init(problem.system, params),
             drift=drift.init(params),
             share=scalar,
+            caution=jnp.ones((), jnp.float32),
             info=Info(scalar, scalar, of_stages, of_stages),
             adaptive=None if changing is None else adaptive.init(changing),
         )
@@ -160,7 +164,7 @@ def scale_by_ocnopt(
         if settings.inactive:
             directions = curvature.solve(curvature_state.entries, gradients)
             directions, drift_state = drift.update(directions, state.drift, params, 1.0)
-            share, info = state.share, state.info
+            share, caution, info = state.share, state.caution, state.info
         else:
             assert batch is not None
             eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
@@ -181,6 +185,7 @@ def scale_by_ocnopt(
                 rate,
                 key,
                 value,
+                state.caution,
             )
             if nominal is not None:
                 check_nominal(views[0].problem, settings, nominal)
@@ -203,11 +208,13 @@ def scale_by_ocnopt(
                 applied.directions, state.drift, params, state.share
             )
             change = -eta * optax.tree.vdot(gradients, directions)
+            moved = jax.tree.map(lambda p, d: (p - eta * d).astype(p.dtype), params, directions)
+            caution = next_caution(step, nominal, state.steps, moved, change / 2)
             share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
         return directions, OCNOptState(
-            state.steps + 1, curvature_state, drift_state, share, info, choice
+            state.steps + 1, curvature_state, drift_state, share, caution, info, choice
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -291,9 +298,10 @@ def ocnopt(
       region: size of the terminal curvature, and so of the decrease that a step may predict:
         "fixed", the papers', at most 1 / beta; "square", of a cost J read as half a square, at most
         2 (J - lower bound) / beta, which makes the learning rate matter less the larger it is;
-        "smaller", whichever of the two is smaller. None: "smaller"; with a factor that is not the
-        gradient "fixed", the only one for it. J is that of the batch, of a group, of a sample, as
-        the feedback has it.
+        "smaller", whichever of the two is smaller; "measured", as much smaller than that as it has
+        to be for steps to keep what they promise (`region.py`): every fifth update costs a forward
+        pass more. None: "measured"; with a factor that is not the gradient "fixed", the only one
+        for it. J is that of the batch, of a group, of a sample, as the feedback has it.
       lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
         it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.
@@ -315,9 +323,9 @@ def ocnopt(
       K-FAC's statistics are those of `batch`, the last of them. A region that is not "fixed"
       compares gradient and cost: with "stacked" feedback and a linear rollout, which know no other
       gradient, a clipped one is taken for a longer way to go. What follows ocnopt in a chain must
-      leave the step as it is: the policy cannot know of a clip or of `optax.apply_every` after it.
-      With `optax.inject_hyperparams`, `groups` and a mask or `value_update` that is a function are
-      `static_args`.
+      leave the step as it is: neither the policy nor a region that is measured can know of a clip
+      or of `optax.apply_every` after it. With `optax.inject_hyperparams`, `groups` and a mask or
+      `value_update` that is a function are `static_args`.
 
     Raises:
       ValueError: for impossible choices here, and for an alignment that does not fit the system;

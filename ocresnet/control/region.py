@@ -6,17 +6,27 @@ Notation
     v       dJ/dtheta, the factor of the terminal curvature: V_xx,K = kappa c v v^T
     c       its size
     T       eta g^T M^-1 g, the decrease that a step of the base optimizer predicts
+    k       caution, at least 1
 
     fixed     c = 1                  of the papers: a predicted decrease of at most 1 / beta
     square    c = 1 / (2h)           J - J* = r^2 / 2 has the Gauss-Newton curvature of r: at most
                                      2h / beta
     smaller   c = max(1, 1 / (2h))   the smaller of both regions; without a lower bound, the first
+    measured  c = k max(1, 1 / (2h)) as much smaller as steps turn out to deserve
 
 With the square and beta = 1 the stacked form along linear dynamics is the step of NGN (Orvieto and
 Xiao 2024), -eta M^-1 g / (1 + T / (2h)): r is predicted to become r / (1 + T / (2h)), never less
 than 0, and for eta -> infinity the step is twice Polyak's, whatever the scale of the cost. Nothing
 of the recursion knows of c: each factor is multiplied by its root. So v / sqrt(2h) = dr/dtheta
 stays of one size while v and h go to zero.
+
+Caution is Levenberg's and Marquardt's: the quadratic model of a step that minimises it promises
+half of the decrease that the gradient alone predicts, whatever the model is,
+
+    q(d theta) = g^T d theta + d theta^T H d theta / 2,   H d theta = -g,   q = g^T d theta / 2.
+
+Every fifth update the cost of the same batch is computed again after the step. If less was kept
+than promised, k is multiplied by 1.2, otherwise divided by it, but never below 1.
 """
 
 import jax
@@ -29,6 +39,12 @@ from ocresnet.problem import objective, per_sample_costs, run, weighted_sum
 from ocresnet.systems.system import PyTree
 
 Array = jax.Array
+
+MEASURED_EVERY = 5
+"""Updates between two comparisons of a step with its promise."""
+
+GROWTH = 1.2
+"""Of caution, at one comparison."""
 
 
 def sizes(step: Step, nominal: Nominal | None) -> Array | None:
@@ -47,7 +63,42 @@ def sizes(step: Step, nominal: Nominal | None) -> Array | None:
     gain = _costs(step, nominal) - _lower_bound(step, nominal)
     # What is right to rounding, or below its bound, has nothing to gain and takes no step.
     square = 1 / (2 * jnp.maximum(gain, jnp.finfo(gain.dtype).tiny ** (1 / 3)))
-    return square if step.settings.region == "square" else jnp.maximum(square, 1.0)
+    if step.settings.region == "square":
+        return square
+    smaller = jnp.maximum(square, 1.0)
+    if step.settings.region == "smaller":
+        return smaller
+    return smaller * step.caution.astype(smaller.dtype)
+
+
+def next_caution(
+    step: Step, nominal: Nominal | None, steps: Array, moved: PyTree, promised: Array
+) -> Array:
+    """k of the next update.
+
+    Args:
+      step: what the update is made from, and with which k.
+      nominal: of the batch, as it was handed in.
+      steps: updates before this one, int32.
+      moved: the parameters after the update.
+      promised: the change of the cost by the quadratic model, [].
+
+    Returns:
+      float32, []; with another region than "measured" the same as before.
+    """
+    if step.settings.region != "measured":
+        return step.caution
+    axis_name = step.settings.axis_name
+
+    def compare() -> Array:
+        after = objective(step.problem, moved, step.variables.batch_stats, *step.batch)
+        change = after - _cost_of_batch(step, nominal)
+        change = change if axis_name is None else lax.pmean(change, axis_name)
+        # What is not a number was not kept.
+        factor = jnp.where(change <= promised, 1 / GROWTH, GROWTH)
+        return jnp.maximum(step.caution * factor, 1.0).astype(jnp.float32)
+
+    return lax.cond(steps % MEASURED_EVERY == 0, compare, lambda: step.caution)
 
 
 def scaled(tree: PyTree, roots: Array) -> PyTree:
@@ -61,13 +112,7 @@ def _costs(step: Step, nominal: Nominal | None) -> Array:
     """J of whatever has a factor of its own, in the shape that `sizes` describes."""
     settings, problem = step.settings, step.problem
     if settings.feedback == "stacked":
-        if step.value is not None:
-            value = jnp.asarray(step.value)
-        elif nominal is not None:
-            value = nominal.objective
-        else:
-            value = objective(problem, *step.variables, *step.batch)
-        value = value.astype(jnp.promote_types(value.dtype, jnp.float32)).reshape(1)
+        value = _cost_of_batch(step, nominal).reshape(1)
         return value if settings.axis_name is None else lax.pmean(value, settings.axis_name)
     assert nominal is not None
     outputs = nominal.outputs.astype(jnp.promote_types(nominal.outputs.dtype, jnp.float32))
@@ -78,6 +123,17 @@ def _costs(step: Step, nominal: Nominal | None) -> Array:
     if settings.axis_name is not None:
         costs = lax.all_gather(costs, settings.axis_name, tiled=True)
     return costs
+
+
+def _cost_of_batch(step: Step, nominal: Nominal | None) -> Array:
+    """J of the batch of this device, []."""
+    if step.value is not None:
+        value = jnp.asarray(step.value)
+    elif nominal is not None:
+        value = nominal.objective
+    else:
+        value = objective(step.problem, *step.variables, *step.batch)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _lower_bound(step: Step, nominal: Nominal | None) -> float:

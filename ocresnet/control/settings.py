@@ -23,7 +23,7 @@ Feedback = Literal["none", "per_sample", "stacked", "joint"]
 RolloutKind = Literal["linear", "nonlinear"]
 ValueUpdate = Literal["exact", "clipped"]
 Equilibrium = Literal["cooperative", "nash"]
-Region = Literal["fixed", "square", "smaller"]
+Region = Literal["fixed", "square", "smaller", "measured"]
 
 DECISIONS: dict[tuple[Equilibrium, ValueUpdate], Decision] = {
     ("cooperative", "exact"): joint_minimum,
@@ -55,7 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.region is None:
-            own: Region = "smaller" if self.factor == "gradient" else "fixed"
+            own: Region = "measured" if self.factor == "gradient" else "fixed"
             object.__setattr__(self, "region", own)
         for name, kind in (
             ("feedback", Feedback),
@@ -198,6 +198,7 @@ class Step(NamedTuple):
       learning_rate: eta.
       key: for random factors.
       value: J of the batch, where it is known.
+      caution: k of a region that is "measured" (`region.py`), [].
     """
 
     problem: Problem
@@ -211,6 +212,7 @@ class Step(NamedTuple):
     learning_rate: float | Array
     key: Array
     value: Array | None
+    caution: Array
 
     def solve(self, tree: PyTree) -> PyTree:
         """M^-1 tree."""

@@ -167,8 +167,8 @@ class OCNOpt(CurvatureOptimizer):
       learning_rate: alpha, before the schedule; 1 is the whole step of Newton's method, as far as
         the region lets it, and need not be tuned.
       region: size of the terminal curvature: that of the papers, that of the cost read as half a
-        square, or whichever gives the smaller trust region (`control/region.py`); None: the
-        smaller one, where the factor is the gradient.
+        square, whichever gives the smaller trust region, or as much smaller as steps turn out to
+        deserve (`control/region.py`); None: the last, where the factor is the gradient.
       lower_bound: of the cost; None: that of the loss.
       alignment: which layers of a block act in the same stage: all of them, or one after the other
         with a shortcut's projection at the first or the last; or a bandit chooses while training.
@@ -263,7 +263,7 @@ class OCNOpt(CurvatureOptimizer):
         if self.region == "square" and self.lower_bound is None and not problem.cost.bounded:
             raise ValueError(
                 f"region 'square' needs a lower bound of the loss, and that of a {name} has none: "
-                "give lower_bound, or choose region 'smaller'."
+                "give lower_bound, or choose region 'measured'."
             )
         for alignment in Settings(**self.choices(devices)).alignments:
             aligned(problem, alignment)

@@ -419,13 +419,13 @@ def test_groups_that_are_alike_break_nothing(region, curvature):
 
 @pytest.mark.parametrize("factor", ["sampled", "exact"])
 def test_other_factors_have_the_size_of_the_hessian(factor):
-    assert Settings(factor=factor).region == "fixed" and Settings().region == "smaller"
+    assert Settings(factor=factor).region == "fixed" and Settings().region == "measured"
     with pytest.raises(ValueError, match=f"with factor '{factor}', which has the size"):
         Settings(factor=factor, region="square")
 
 
 def test_what_is_no_region_is_refused():
-    with pytest.raises(ValueError, match="one of fixed, square, smaller"):
+    with pytest.raises(ValueError, match="one of fixed, square, smaller, measured"):
         Settings(region="round")
     with pytest.raises(ValueError, match="lower_bound is nan, but must be a number"):
         Settings(lower_bound=float("nan"))

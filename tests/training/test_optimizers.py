@@ -247,7 +247,7 @@ def test_nesterov_needs_momentum():
         (OCNOpt, {"value_beta": -1}, "a number, at least 0"),
         (OCNOpt, {"groups": 4}, "only feedback 'joint' divides the batch into groups"),
         (OCNOpt, {"feedback": "joint", "groups": 0}, "a whole number, at least 1"),
-        (OCNOpt, {"region": "round"}, "one of fixed, square, smaller"),
+        (OCNOpt, {"region": "round"}, "one of fixed, square, smaller, measured"),
         (OCNOpt, {"factor": "exact", "region": "square"}, "it must be 'fixed'"),
         (OCNOpt, {"lower_bound": "0"}, "lower_bound is '0', but must be a number"),
         (OCNOpt, {"rollout": "linear", "gradient_clip": 1.0}, "takes a clipped one for a longer"),
