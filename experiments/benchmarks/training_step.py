@@ -22,6 +22,7 @@ class TrainingStep:
       variables: before the first step.
       first_objective: of the first step, which is taken at once.
       first_call_seconds: what compiling and that step took.
+      taken: how many steps.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TrainingStep:
         start = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self._state, self._batch)
         self._compiled = lowered.compile()
+        self.taken = 0
         self.first_objective = self()
         self.first_call_seconds = time.perf_counter() - start
 
@@ -58,6 +60,7 @@ class TrainingStep:
         """Take a step, and wait for it; returns the objective before it."""
         self._state, info = self._compiled(self._state, self._batch)
         jax.block_until_ready(self._state)
+        self.taken += 1
         return float(info.objective)
 
     def seconds(self, steps: int) -> float:

@@ -29,11 +29,14 @@ from .presets import (
     DEFAULT_OPTIMIZERS,
     PRESETS,
     Preset,
+    Recipe,
+    can_shrink,
     of_family,
     preset_for,
     with_epochs,
     with_fields,
     with_optimizer,
+    with_recipe,
 )
 
 FROM_THE_DATA = [field.name for field in fields(Architecture)]
@@ -184,10 +187,18 @@ class ObjectiveFlags:
         self._schedule = section.choice(
             "stage_cost_schedule", get_args(StageCostSchedule), "How gamma is spread over depth."
         )
+        self._recipe = section.choice(
+            "recipe",
+            get_args(Recipe),
+            "How the network comes to its depth. shrink: the depth rule cuts after a tenth and a "
+            "quarter of the epochs, and what is left is trained alone; paper: stage costs to the "
+            "end, as in the stage-cost paper. Default: the preset's; without one shrink for a "
+            "resnet with shared exits and 6 epochs or more.",
+        )
         self._shrink = section.wholes(
             "shrink",
             "Epochs, separated by commas, after which the depth rule cuts and the smaller network "
-            "trains on.",
+            "trains on, instead of those of the recipe.",
         )
         self._shrink_tolerance = section.number(
             "shrink_tolerance", "Percentage points that each of these cuts may lose."
@@ -202,8 +213,28 @@ class ObjectiveFlags:
             "label_smoothing", "Share of the target spread evenly."
         )
 
-    def fields(self) -> dict[str, Any]:
-        """Of `TrainingConfig`."""
+    def build(self, network: Architecture, start: TrainingConfig, recipe: Recipe) -> TrainingConfig:
+        """The training to start from, with what was given.
+
+        Args:
+          network: what is trained.
+          start: the training to start from.
+          recipe: of that start; it is left where it does not fit, unless a flag wants it.
+
+        Raises:
+          ValueError: for an impossible value, or cuts beside the paper's recipe.
+        """
+        wanted, training = self._recipe.value, replace(start, **self._fields())
+        if self._shrink.value is not None:
+            if wanted == "paper" and self._shrink.value:
+                raise ValueError("--recipe=paper has no cuts: leave out --shrink, or --recipe.")
+            return training
+        if wanted is None and not can_shrink(network, training):
+            return training
+        cut = with_recipe(training, wanted or recipe)
+        return replace(cut, **given(shrink_tolerance=self._shrink_tolerance))
+
+    def _fields(self) -> dict[str, Any]:
         return given(
             stage_cost=self._stage_cost,
             stage_cost_schedule=self._schedule,
@@ -344,17 +375,18 @@ class TrainingRunFlags:
         family, optimizer = self._architecture.family, self._optimizer.name
         start = self._run.start(self.data.dataset, family, optimizer)
         dataset = self.data.dataset or start.dataset
+        network = self._architecture.build(start.network)
         training = self._training.build(start.training)
         training = replace(
             training,
             **self.data.fields(),
-            **self._objective.fields(),
             optimizer=self._optimizer.build(training.optimizer),
             execution=self.execution.build(training.execution),
         )
+        training = self._objective.build(network, training, start.recipe)
         return WantedRun(
             dataset=dataset,
-            network=self._architecture.build(start.network),
+            network=network,
             training=training,
             workdir=self._run.workdir(dataset, family_of(start.network)),
         )

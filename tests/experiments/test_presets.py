@@ -178,6 +178,34 @@ def test_without_a_preset_a_run_starts_from_what_suits_any_small_images():
     assert parse("--dataset=mnist[:100]").workdir == "runs/resnet_mnist"
 
 
+def test_the_recipe_cuts_early_where_it_can():
+    """A run of its own on small images shrinks; the paper's recipe is one flag away."""
+    assert parse("--dataset=mine.npz").training.shrink == (3, 8)
+    wanted = parse("--dataset=mine.npz", "--epochs=100", "--shrink_tolerance=0.3")
+    assert (wanted.training.shrink, wanted.training.shrink_tolerance) == ((10, 25), 0.3)
+    assert parse("--dataset=mine.npz", "--shrink=5").training.shrink == (5,)
+    assert parse("--dataset=mine.npz", "--recipe=paper").training.shrink == ()
+    assert parse("--preset=mnist_homogeneous12_small").training.shrink == (1, 2)
+    assert parse(DIGITS).training.shrink == ()
+    assert parse(DIGITS, "--recipe=shrink").training.shrink == (5, 12)
+    for name in ("cifar10_homogeneous54_shared", "imagenet_resnet18_shared"):
+        assert parse(f"--preset={name}").training.shrink == ()
+    for unfit in ("--exits=separate", "--stage_cost=0", "--epochs=4", "--architecture=transformer"):
+        assert parse("--dataset=mine.npz", unfit).training.shrink == ()
+
+
+def test_a_recipe_that_cannot_be_followed_is_refused():
+    with pytest.raises(ValueError, match="--recipe=paper has no cuts: leave out --shrink"):
+        parse("--dataset=mine.npz", "--recipe=paper", "--shrink=3")
+    with pytest.raises(ValueError, match="without stage cost no exit is trained to cut at"):
+        parse("--dataset=mine.npz", "--recipe=shrink", "--stage_cost=0")
+    with pytest.raises(ValueError, match="epochs is 3, but recipe shrink"):
+        parse("--dataset=mine.npz", "--recipe=shrink", "--epochs=3")
+    for epochs in (6, 7, 10, 1000):
+        first, second = parse("--dataset=mine.npz", f"--epochs={epochs}").training.shrink
+        assert 0 < first < second < epochs
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_starts_from_its_defaults(family):
     wanted = parse("--dataset=mine.npz", f"--architecture={family}")
