@@ -7,6 +7,8 @@
   digits_ode_adaptive  the same with dopri5 (tolerances of 1e-3, direct adjoint)
   digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
+  mnist_transformer, cifar10_transformer
+                6 blocks of width 64 in 4 heads, patches of 7x7 and 8x8 pixels
   digits_projections  six blocks in levels of 8, 16 and 32 filters, the last two of which are opened
                 by a block with a projection shortcut; batch norm
   mnist_ode, cifar10_ode
@@ -104,6 +106,9 @@ _CNN = CNNConfig(filters=(32, 32, 32, 32), strides=(2, 2, 2, 1), hidden=(64,))
 _SMALL_INCEPTION = InceptionConfig((4, 8), (4, 4), (1, 2), stem_filters=8)
 _NARROW_INCEPTION = InceptionConfig((8, 16), (4, 8), (2, 2), stem_filters=8)
 _TRANSFORMER = TransformerConfig(blocks=4, width=32, heads=4, hidden=64, patch=4, exits="none")
+_LARGER_TRANSFORMER = TransformerConfig(
+    blocks=6, width=64, heads=4, hidden=128, patch=8, exits="none"
+)
 _ODE = NeuralODEConfig(width=32, solver="rk4", steps=4, exits="none")
 _CONVOLUTIONAL_ODE = NeuralODEConfig(
     vector_field="convolutional",
@@ -133,6 +138,8 @@ NETWORKS = {
     "cifar10_narrow_ode": Network("cifar10", _NARROW_ODE),
     "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
     "digits_transformer": Network("digits", _TRANSFORMER),
+    "mnist_transformer": Network("mnist", replace(_LARGER_TRANSFORMER, patch=7)),
+    "cifar10_transformer": Network("cifar10", _LARGER_TRANSFORMER),
     "digits_projections": Network("digits", ResNetConfig.standard(6, (8, 16, 32), exits="none")),
     "mnist_fcn": Network("mnist", _RELU, together=True),
     "mnist_cnn": Network("mnist", _CNN),

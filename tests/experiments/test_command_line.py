@@ -33,6 +33,7 @@ from experiments.optimizers import (
     ddpnopt_table,
     feedback_ablation,
     optimizer_curves,
+    promises,
     robustness,
     untuned,
 )
@@ -56,6 +57,7 @@ BINARIES = (
     alignments,
     ddpnopt_table,
     optimizer_curves,
+    promises,
     untuned,
     benchmark_step,
     benchmark_optimizers,

@@ -14,6 +14,7 @@ from experiments.optimizers import (
     ddpnopt_table,
     feedback_ablation,
     optimizer_curves,
+    promises,
     robustness,
     runs,
     untuned,
@@ -342,6 +343,7 @@ def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
             ["--epochs=2", "--parts=2", "--method=SGD, m", "--method=EKFAC, stacked"],
             3,
         ),
+        (promises, ["--epochs=1", "--parts=2", "--seeds=2"], 3),
         (benchmark, ["--rounds=1", "--method=EKFAC, stacked linear"], 1),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -367,6 +369,14 @@ def test_binary_leaves_a_table_and_its_raw_data(tmp_path, monkeypatch, binary, a
             assert np.shape(row["losses_of_seeds"]) == (1, 2) and np.isfinite(row["losses"]).all()
             # An untrained network's loss is log 3; ten times the rate may lose what it won.
             assert row["losses"][1] < np.log(3) or "rate x 10" in row["method"]
+
+    if binary is promises:
+        smaller, _, measured = (np.asarray(row["kept"]) for row in record["rows"])
+        # Up to the first comparison both regions are one; what is predicted is mostly kept.
+        np.testing.assert_array_equal(measured[:, 0], smaller[:, 0])
+        assert smaller.shape == (2, 142 // 16) and (smaller < 0).mean() > 0.5
+    if binary is benchmark:
+        assert set(record["rows"][0]["refreshes"]) == {"EKFAC", "EKFAC, stacked linear"}
 
     def measure(*_):
         raise AssertionError("it is measured again")
