@@ -6,7 +6,7 @@ Notation
     v       dJ/dtheta, the factor of the terminal curvature: V_xx,K = kappa c v v^T
     c       its size
     T       eta g^T M^-1 g, the decrease that a step of the base optimizer predicts
-    k       caution, at least 1
+    k       caution, 1 to 100
 
     fixed     c = 1                  of the papers: a predicted decrease of at most 1 / beta
     square    c = 1 / (2h)           J - J* = r^2 / 2 has the Gauss-Newton curvature of r: at most
@@ -26,7 +26,8 @@ half of the decrease that the gradient alone predicts, whatever the model is,
     q(d theta) = g^T d theta + d theta^T H d theta / 2,   H d theta = -g,   q = g^T d theta / 2.
 
 Every fifth update the cost of the same batch is computed again after the step. If less was kept
-than promised, k is multiplied by 1.2, otherwise divided by it, but never below 1.
+than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100: where a cost is
+right to rounding nothing can be kept, and a training that has to move again must get out of that.
 """
 
 import jax
@@ -45,6 +46,8 @@ MEASURED_EVERY = 5
 
 GROWTH = 1.2
 """Of caution, at one comparison."""
+
+MOST_CAUTION = 100.0
 
 
 def sizes(step: Step, nominal: Nominal | None) -> Array | None:
@@ -96,7 +99,7 @@ def next_caution(
         change = change if axis_name is None else lax.pmean(change, axis_name)
         # What is not a number was not kept.
         factor = jnp.where(change <= promised, 1 / GROWTH, GROWTH)
-        return jnp.maximum(step.caution * factor, 1.0).astype(jnp.float32)
+        return jnp.clip(step.caution * factor, 1.0, MOST_CAUTION).astype(jnp.float32)
 
     return lax.cond(steps % MEASURED_EVERY == 0, compare, lambda: step.caution)
 

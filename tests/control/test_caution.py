@@ -12,7 +12,7 @@ import pytest
 
 from ocresnet.control.curvature import ekfac
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.region import GROWTH, MEASURED_EVERY
+from ocresnet.control.region import GROWTH, MEASURED_EVERY, MOST_CAUTION
 from ocresnet.problem import objective
 from tests.control.networks import (
     BETA,
@@ -97,8 +97,9 @@ def test_caution_grows_where_less_is_kept(eta):
 def test_what_is_not_a_number_was_not_kept():
     case = setting("own heads")
     broken = case._replace(gradient=jax.tree.map(lambda leaf: leaf * jnp.nan, case.gradient))
-    _, caution = step_with(broken, 1.0, 2.0, region="measured")
-    np.testing.assert_allclose(caution, 2 * GROWTH, rtol=1e-6)
+    for before, after in ((2.0, 2 * GROWTH), (MOST_CAUTION, MOST_CAUTION)):
+        _, caution = step_with(broken, 1.0, before, region="measured")
+        np.testing.assert_allclose(caution, after, rtol=1e-6)
 
 
 def test_every_fifth_step_is_compared():
