@@ -115,10 +115,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def sweep(flags: Flags) -> None:
     """Train every trial, measure what it recommends, and recommend one of all."""
-    wanted, tolerance = flags.wanted(), flags.tolerance.value
+    wanted, tolerance = flags.wanted(recipe="paper"), flags.tolerance.value
     if wanted.training.validation == 0:
         raise ValueError("choosing a depth needs a validation split: give --validation=0.1.")
     residual(wanted.network, "choosing a depth")
+    if wanted.training.shrink:
+        raise ValueError(
+            "choosing a depth compares networks of the whole depth: leave out --shrink and "
+            "--recipe=shrink."
+        )
     flags.hosts.start()
     data = flags.data.open(wanted.dataset)
     network = for_dataset(wanted.network, data)

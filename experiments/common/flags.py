@@ -193,15 +193,17 @@ class ObjectiveFlags:
             "How the network comes to its depth. shrink: the depth rule cuts after a tenth and a "
             "quarter of the epochs, and what is left is trained alone; paper: stage costs to the "
             "end, as in the stage-cost paper. Default: the preset's; without one shrink for a "
-            "resnet with shared exits and 6 epochs or more.",
+            "resnet with stage cost, shared exits and 6 epochs or more.",
         )
         self._shrink = section.wholes(
             "shrink",
             "Epochs, separated by commas, after which the depth rule cuts and the smaller network "
-            "trains on, instead of those of the recipe.",
+            "trains on; without any it is not cut. Default: those of the recipe.",
         )
         self._shrink_tolerance = section.number(
-            "shrink_tolerance", "Percentage points that each of these cuts may lose."
+            "shrink_tolerance",
+            "Percentage points that each of these cuts may lose. Default: the recipe's 1, or 0.5 "
+            "of cuts that are given.",
         )
         self._until = section.choice(
             "stage_cost_until",
@@ -366,8 +368,11 @@ class TrainingRunFlags:
         self.execution = ExecutionFlags(values)
         self.hosts = HostFlags(values)
 
-    def wanted(self) -> WantedRun:
+    def wanted(self, recipe: Recipe | None = None) -> WantedRun:
         """The preset, with what was overridden.
+
+        Args:
+          recipe: that of the binary, instead of the preset's.
 
         Raises:
           ValueError: if a value is impossible.
@@ -383,7 +388,7 @@ class TrainingRunFlags:
             optimizer=self._optimizer.build(training.optimizer),
             execution=self.execution.build(training.execution),
         )
-        training = self._objective.build(network, training, start.recipe)
+        training = self._objective.build(network, training, recipe or start.recipe)
         return WantedRun(
             dataset=dataset,
             network=network,

@@ -4,10 +4,11 @@
       --output=results/promises/cifar10_transformer
 
 A step predicts a change of its batch's cost to first order; the quadratic model, at its minimum,
-promises half of it (`ocresnet/control/region.py`). Beside them the change that there is, and that
-of another batch's cost by the same step: means over each part of a run. The learning rate rises
-over half of the run and then stays. For the regions "smaller" and "measured", and a tenth of the
-learning rate. Writes <output>.json and .md, and .jsonl as it goes.
+promises half of it (`ocresnet/control/region.py`). Beside them the change that there is, that of
+another batch's cost by the same step, and the caution that is left to the next one: means over each
+part of a run. The learning rate rises over half of the run and then stays. For the regions
+"smaller" and "measured", and a tenth of the learning rate. Writes <output>.json and .md, and .jsonl
+as it goes.
 """
 
 import sys
@@ -56,6 +57,11 @@ def measure(task: Task, method: OCNOpt, flags: Flags) -> dict[str, Any]:
     images, labels = (
         jnp.asarray(part) for part in (task.data.train_images, task.data.train_labels)
     )
+    if 2 * flags.batch_size > len(labels):
+        raise ValueError(
+            f"--batch_size={flags.batch_size} leaves no other batch of {len(labels)} samples: give "
+            f"at most {len(labels) // 2}."
+        )
     steps = flags.epochs * (len(labels) // flags.batch_size)
     rising = optax.linear_schedule(0.0, method.learning_rate, max(1, steps // 2))
     optimizer = method.build(problem, lambda count: rising(count + 1), seed=0)

@@ -208,8 +208,7 @@ def scale_by_ocnopt(
                 applied.directions, state.drift, params, state.share
             )
             change = -eta * optax.tree.vdot(gradients, directions)
-            moved = jax.tree.map(lambda p, d: (p - eta * d).astype(p.dtype), params, directions)
-            caution = next_caution(step, nominal, state.steps, moved, change / 2)
+            caution = next_caution(step, nominal, state.steps, eta, directions, change / 2)
             share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
@@ -300,8 +299,10 @@ def ocnopt(
         2 (J - lower bound) / beta, which makes the learning rate matter less the larger it is;
         "smaller", whichever of the two is smaller; "measured", as much smaller than that as it has
         to be for steps to keep what they promise (`region.py`): every fifth update costs a forward
-        pass more. None: "measured"; with a factor that is not the gradient "fixed", the only one
-        for it. J is that of the batch, of a group, of a sample, as the feedback has it.
+        pass more, or two where J of the batch is not known. None: "measured" where the region
+        bounds every step, that is without "clipped", a decision of one's own or a `value_beta` of
+        0, else "smaller"; with a factor that is not the gradient "fixed", the only one for it. J is
+        that of the batch, of a group, of a sample, as the feedback has it.
       lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
         it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.
@@ -322,7 +323,9 @@ def ocnopt(
       micro-batches that `optax.MultiSteps` hands on. The terminal curvature, the deviations and
       K-FAC's statistics are those of `batch`, the last of them. A region that is not "fixed"
       compares gradient and cost: with "stacked" feedback and a linear rollout, which know no other
-      gradient, a clipped one is taken for a longer way to go. What follows ocnopt in a chain must
+      gradient, a clipped one is taken for a longer way to go; "measured" takes the gradient that
+      comes in for that of `batch`, and wants "smaller" beside it where it is another one (clipped,
+      with decay added, a mean over micro-batches). What follows ocnopt in a chain must
       leave the step as it is: neither the policy nor a region that is measured can know of a clip
       or of `optax.apply_every` after it. With `optax.inject_hyperparams`, `groups` and a mask or
       `value_update` that is a function are `static_args`.

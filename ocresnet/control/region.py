@@ -21,13 +21,14 @@ of the recursion knows of c: each factor is multiplied by its root. So v / sqrt(
 stays of one size while v and h go to zero.
 
 Caution is Levenberg's and Marquardt's: the quadratic model of a step that minimises it promises
-half of the decrease that the gradient alone predicts, whatever the model is,
+half of the decrease that the gradient alone predicts, whatever the curvature is,
 
     q(d theta) = g^T d theta + d theta^T H d theta / 2,   H d theta = -g,   q = g^T d theta / 2.
 
 Every fifth update the cost of the same batch is computed again after the step. If less was kept
-than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100: where a cost is
-right to rounding nothing can be kept, and a training that has to move again must get out of that.
+than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100. A promise below
+the rounding of the cost is not judged, nor a step uphill, as momentum may take it. (A step with
+momentum is not the minimum of a model; it is asked for the same half.)
 """
 
 import jax
@@ -75,7 +76,12 @@ def sizes(step: Step, nominal: Nominal | None) -> Array | None:
 
 
 def next_caution(
-    step: Step, nominal: Nominal | None, steps: Array, moved: PyTree, promised: Array
+    step: Step,
+    nominal: Nominal | None,
+    steps: Array,
+    eta: float | Array,
+    directions: PyTree,
+    promised: Array,
 ) -> Array:
     """k of the next update.
 
@@ -83,7 +89,8 @@ def next_caution(
       step: what the update is made from, and with which k.
       nominal: of the batch, as it was handed in.
       steps: updates before this one, int32.
-      moved: the parameters after the update.
+      eta: the learning rate (`step` has what it comes to with momentum).
+      directions: -d theta / eta, momentum and decay included.
       promised: the change of the cost by the quadratic model, [].
 
     Returns:
@@ -91,14 +98,20 @@ def next_caution(
     """
     if step.settings.region != "measured":
         return step.caution
-    axis_name = step.settings.axis_name
+    (params, batch_stats), axis_name = step.variables, step.settings.axis_name
 
     def compare() -> Array:
-        after = objective(step.problem, moved, step.variables.batch_stats, *step.batch)
-        change = after - _cost_of_batch(step, nominal)
-        change = change if axis_name is None else lax.pmean(change, axis_name)
+        moved = jax.tree.map(
+            lambda leaf, d: (leaf - eta * d).astype(leaf.dtype), params, directions
+        )
+        before = _cost_of_batch(step, nominal)
+        change = objective(step.problem, moved, batch_stats, *step.batch) - before
+        if axis_name is not None:
+            before, change = lax.pmean((before, change), axis_name)
         # What is not a number was not kept.
         factor = jnp.where(change <= promised, 1 / GROWTH, GROWTH)
+        rounding = 8 * jnp.finfo(change.dtype).eps * jnp.maximum(jnp.abs(before), 1)
+        factor = jnp.where(promised > -rounding, 1.0, factor)
         return jnp.clip(step.caution * factor, 1.0, MOST_CAUTION).astype(jnp.float32)
 
     return lax.cond(steps % MEASURED_EVERY == 0, compare, lambda: step.caution)

@@ -55,8 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.region is None:
-            own: Region = "measured" if self.factor == "gradient" else "fixed"
-            object.__setattr__(self, "region", own)
+            object.__setattr__(self, "region", self._own_region())
         for name, kind in (
             ("feedback", Feedback),
             ("rollout", RolloutKind),
@@ -109,6 +108,12 @@ class Settings:
                 f"alignment is {self.alignment!r}, but along linear predictions all alignments "
                 "take the same step: set rollout to 'nonlinear', or alignment to 'blocks'."
             )
+
+    def _own_region(self) -> Region:
+        if self.factor != "gradient":
+            return "fixed"
+        bounded = self.value_update == "exact" and not _is_zero(self.weight_of_value)
+        return "measured" if bounded else "smaller"
 
     @property
     def weight_of_value(self) -> float | Array:

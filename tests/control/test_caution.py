@@ -127,3 +127,12 @@ def test_every_fifth_step_is_compared():
         np.testing.assert_allclose(state[0].caution, caution, rtol=1e-6)
         params = moved
     assert max(seen) > 1
+
+
+def test_what_rounding_decides_is_not_judged():
+    """A step of nothing, and one whose promise the cost cannot resolve: caution stays."""
+    case = setting("own heads")
+    for scale in (0.0, 1e-12):
+        tiny = case._replace(gradient=jax.tree.map(lambda leaf, s=scale: s * leaf, case.gradient))
+        _, caution = step_with(tiny, 1.0, 2.0, region="measured")
+        assert caution == 2.0

@@ -77,6 +77,7 @@ def test_eight_devices_take_the_step_of_one(form, curvature):
             own = jax.tree.map(lambda leaf, d=device: leaf[d], got)
             assert_close(own[0], wanted[0], 1e-11)
             assert_close(own[1][0].info, wanted[1][0].info, 1e-6)
+            assert_close(own[1][0].caution, wanted[1][0].caution, 1e-6)
 
 
 def over_devices(

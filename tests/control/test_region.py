@@ -16,6 +16,7 @@ from ocresnet.control.curvature import diagonal, ekfac, identity
 from ocresnet.control.linearize import Keep, linearize
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.settings import Settings
+from ocresnet.control.value import clipped
 from ocresnet.costs import Cost, cross_entropy, make_cost
 from ocresnet.problem import Problem, objective, objective_of_outputs, per_sample_costs, run
 from tests.control.dense import bellman, split, walk
@@ -419,9 +420,17 @@ def test_groups_that_are_alike_break_nothing(region, curvature):
 
 @pytest.mark.parametrize("factor", ["sampled", "exact"])
 def test_other_factors_have_the_size_of_the_hessian(factor):
-    assert Settings(factor=factor).region == "fixed" and Settings().region == "measured"
+    assert Settings(factor=factor).region == "fixed"
     with pytest.raises(ValueError, match=f"with factor '{factor}', which has the size"):
         Settings(factor=factor, region="square")
+
+
+def test_a_region_is_measured_where_it_bounds_every_step():
+    """Where the recursion takes a stage's step whole, no caution makes it shorter."""
+    assert Settings().region == Settings(equilibrium="nash").region == "measured"
+    assert Settings(value_beta=0.5).region == "measured"
+    for own in ({"value_beta": 0.0}, {"value_update": "clipped"}, {"value_update": clipped}):
+        assert Settings(**own).region == "smaller"
 
 
 def test_what_is_no_region_is_refused():

@@ -11,6 +11,8 @@ import pytest
 from programs import call, finish, interrupted_at_import_of, start
 
 from experiments import choose_depth, demo, evaluate, export, finetune, prune, surgery, train
+from experiments.common.command_line import parse as parse_flags
+from experiments.common.flag_kinds import FlagValues
 from experiments.common.runs import load_run
 from ocresnet import load, load_exported, save
 from ocresnet import prune as cut_to
@@ -208,6 +210,19 @@ def test_choose_depth_sweeps_and_recommends_and_reads_what_is_there(tmp_path, mo
     monkeypatch.setattr(choose_depth, "fit", None)
     assert call(choose_depth.main, *arguments).code == 0
     assert read(tmp_path / "choose_depth.json")["rows"] == record["rows"]
+
+
+@pytest.mark.parametrize("flag", ["--shrink=1", "--recipe=shrink"])
+def test_choosing_a_depth_compares_whole_networks(tmp_path, flag):
+    """The recipe of a preset is left out; cuts that are asked for are refused."""
+    small = ("--preset=mnist_homogeneous12_small", f"--workdir={tmp_path}")
+    code, _, errors = call(choose_depth.main, *small, "--dataset=digits", flag)
+    assert code == 1 and "leave out --shrink and --recipe=shrink" in errors
+    values = FlagValues()
+    flags = choose_depth.Flags(values)
+    parse_flags(values, small)
+    trials = list(flags.trials(flags.wanted(recipe="paper").training))
+    assert {trial.shrink for trial in trials} == {()} and min(t.stage_cost for t in trials) == 0
 
 
 def test_the_demo_is_three_commands_and_ends_with_the_first_that_fails(monkeypatch, tmp_path):
