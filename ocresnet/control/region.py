@@ -12,7 +12,7 @@ Notation
     square    c = 1 / (2h)           J - J* = r^2 / 2 has the Gauss-Newton curvature of r: at most
                                      2h / beta
     smaller   c = max(1, 1 / (2h))   the smaller of both regions; without a lower bound, the first
-    measured  c = k max(1, 1 / (2h)) as much smaller as steps turn out to deserve
+    measured  c = max(k, 1 / (2h))   the first region as much smaller as steps turn out to deserve
 
 With the square and beta = 1 the stacked form along linear dynamics is the step of NGN (Orvieto and
 Xiao 2024), -eta M^-1 g / (1 + T / (2h)): r is predicted to become r / (1 + T / (2h)), never less
@@ -25,10 +25,11 @@ half of the decrease that the gradient alone predicts, whatever the curvature is
 
     q(d theta) = g^T d theta + d theta^T H d theta / 2,   H d theta = -g,   q = g^T d theta / 2.
 
-Every fifth update the cost of the same batch is computed again after the step. If less was kept
-than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100. A promise below
-the rounding of the cost is not judged, nor a step uphill, as momentum may take it. (A step with
-momentum is not the minimum of a model; it is asked for the same half.)
+Every fifth update the cost of the same batch is computed again after the step. If less than three
+quarters of the promise were kept, k is multiplied by 1.2, otherwise divided by it, within 1 and
+100. Not judged is a step that the second region bounds, a promise below the rounding of the cost,
+and a step uphill, as momentum may take it. (A step with momentum is not the minimum of a model; it
+is asked for the same.)
 """
 
 import jax
@@ -44,6 +45,9 @@ Array = jax.Array
 
 MEASURED_EVERY = 5
 """Updates between two comparisons of a step with its promise."""
+
+KEPT = 0.75
+"""Share of its promise that a step has to keep."""
 
 GROWTH = 1.2
 """Of caution, at one comparison."""
@@ -69,10 +73,8 @@ def sizes(step: Step, nominal: Nominal | None) -> Array | None:
     square = 1 / (2 * jnp.maximum(gain, jnp.finfo(gain.dtype).tiny ** (1 / 3)))
     if step.settings.region == "square":
         return square
-    smaller = jnp.maximum(square, 1.0)
-    if step.settings.region == "smaller":
-        return smaller
-    return smaller * step.caution.astype(smaller.dtype)
+    caution = step.caution if step.settings.region == "measured" else 1.0
+    return jnp.maximum(square, caution)
 
 
 def next_caution(
@@ -109,9 +111,11 @@ def next_caution(
         if axis_name is not None:
             before, change = lax.pmean((before, change), axis_name)
         # What is not a number was not kept.
-        factor = jnp.where(change <= promised, 1 / GROWTH, GROWTH)
+        factor = jnp.where(change <= KEPT * promised, 1 / GROWTH, GROWTH)
         rounding = 8 * jnp.finfo(change.dtype).eps * jnp.maximum(jnp.abs(before), 1)
-        factor = jnp.where(promised > -rounding, 1.0, factor)
+        gain = before - _lower_bound(step, nominal)
+        judged = ~(promised > -rounding) & (2 * step.caution * gain >= 1)
+        factor = jnp.where(judged, factor, 1.0)
         return jnp.clip(step.caution * factor, 1.0, MOST_CAUTION).astype(jnp.float32)
 
     return lax.cond(steps % MEASURED_EVERY == 0, compare, lambda: step.caution)

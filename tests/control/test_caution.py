@@ -12,7 +12,7 @@ import pytest
 
 from ocresnet.control.curvature import ekfac
 from ocresnet.control.optimizer import ocnopt
-from ocresnet.control.region import GROWTH, MEASURED_EVERY, MOST_CAUTION
+from ocresnet.control.region import GROWTH, KEPT, MEASURED_EVERY, MOST_CAUTION
 from ocresnet.problem import objective
 from tests.control.networks import (
     BETA,
@@ -52,13 +52,13 @@ def step_with(case: Setting, eta: float, caution: float, **choices: Any) -> tupl
     [{}, {"feedback": "joint", "groups": 2}, {"feedback": "per_sample"}, {"rollout": "nonlinear"}],
     ids=["stacked", "joint", "per_sample", "nonlinear"],
 )
-def test_caution_divides_the_region(form):
-    """k times the size is beta times it."""
-    case = setting("own heads")
-    got, _ = step_with(case, 2.0, 4.0, beta=BETA, region="measured", **form)
-    wanted, _ = step_with(case, 2.0, 4.0, beta=4 * BETA, region="smaller", **form)
+def test_caution_divides_the_first_region(form):
+    """Far from the lower bound it rules, and k times the size is beta times it."""
+    case, far = setting("own heads"), {"lower_bound": -10.0, **form}
+    got, _ = step_with(case, 2.0, 4.0, beta=BETA, region="measured", **far)
+    wanted, _ = step_with(case, 2.0, 4.0, beta=4 * BETA, region="smaller", **far)
     np.testing.assert_allclose(flat(case, got), flat(case, wanted), rtol=0, atol=1e-13)
-    without, _ = step_with(case, 2.0, 4.0, beta=BETA, region="smaller", **form)
+    without, _ = step_with(case, 2.0, 4.0, beta=BETA, region="smaller", **far)
     assert np.abs(flat(case, got) - flat(case, without)).max() > 1e-3
 
 
@@ -89,7 +89,7 @@ def test_caution_grows_where_less_is_kept(eta):
         float(objective(case.problem, params, {}, *case.batch)) for params in (case.params, moved)
     )
     promised = flat(case, case.gradient) @ flat(case, changes) / 2
-    kept = after - before <= promised
+    kept = after - before <= KEPT * promised
     assert kept == (eta < 1)
     np.testing.assert_allclose(caution, 2 / GROWTH if kept else 2 * GROWTH, rtol=1e-6)
 
@@ -120,8 +120,8 @@ def test_every_fifth_step_is_compared():
     state, caution, seen = optimizer.init(params), 1.0, []
     for number in range(3 * MEASURED_EVERY + 1):
         moved, state = step(params, state)
-        if number % MEASURED_EVERY == 0:
-            kept = cost(moved) - cost(params) <= float(state[0].info.predicted_change) / 2
+        if number % MEASURED_EVERY == 0 and 2 * caution * cost(params) >= 1:
+            kept = cost(moved) - cost(params) <= KEPT * float(state[0].info.predicted_change) / 2
             caution = max(1.0, caution / GROWTH if kept else caution * GROWTH)
         seen.append(caution)
         np.testing.assert_allclose(state[0].caution, caution, rtol=1e-6)
@@ -136,3 +136,17 @@ def test_what_rounding_decides_is_not_judged():
         tiny = case._replace(gradient=jax.tree.map(lambda leaf, s=scale: s * leaf, case.gradient))
         _, caution = step_with(tiny, 1.0, 2.0, region="measured")
         assert caution == 2.0
+
+
+def test_a_step_that_the_square_bounds_is_not_judged():
+    """A cost that is nearly right: the second region is the smaller one, whatever k is."""
+    case = setting("own heads")
+    cost = float(objective(case.problem, case.params, {}, *case.batch))
+    for caution in (2.0, 4.0):
+        choices = {"region": "measured", "lower_bound": cost - 0.1}
+        changes, after = step_with(case, 1e4, caution, **choices)
+        square, _ = step_with(case, 1e4, caution, **{**choices, "region": "square"})
+        np.testing.assert_allclose(flat(case, changes), flat(case, square), rtol=0, atol=1e-13)
+        assert after == caution
+    _, after = step_with(case, 1e4, 6.0, **choices)
+    assert after != 6.0
