@@ -6,10 +6,12 @@
   python -m experiments.train --dataset=mine.npz --architecture=mlp --hidden=64,64
   python -m experiments.train --preset=digits_homogeneous12_shared --optimizer=ocnopt
 
-writes to the workdir: config.json, run.json, metrics.jsonl (an object an epoch), checkpoints/, and
-of a finished run trajectory.json, network/ and figures/. The same command continues a run that was
-stopped, to the same numbers. On several hosts it is started on each of them; Slurm and TPU pods are
-recognised, elsewhere the flags say which processes there are.
+A residual network on data of one's own is cut to its depth while it is trained; --recipe=paper
+leaves that to experiments.prune. A run writes to its workdir: config.json, run.json, metrics.jsonl
+(an object an epoch), checkpoints/, and when finished trajectory.json, network/ and figures/. The
+same command continues a run that was stopped, to the same numbers. On several hosts it is started
+on each of them; Slurm and TPU pods are recognised, elsewhere the flags say which processes there
+are.
 """
 
 import sys
