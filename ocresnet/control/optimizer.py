@@ -298,12 +298,11 @@ def ocnopt(
         "fixed", the papers', at most 1 / beta; "square", of a cost J read as half a square, at most
         2 (J - lower bound) / beta, which makes the learning rate matter less the larger it is;
         "smaller", whichever of the two is smaller; "measured", the same with the first one made as
-        small as it has to be for steps to keep three quarters of what they promise (`region.py`):
-        every fifth update costs a forward pass more, or two where J of the batch is not known.
-        None: "measured" where the region bounds every step, that is without "clipped", a decision
-        of one's own or a `value_beta` of 0, else "smaller"; with a factor that is not the gradient
-        "fixed", the only one for it. J is that of the batch, of a group, of a sample, as the
-        feedback has it.
+        small as it has to be for steps to keep what they promise (`region.py`): every fifth update
+        costs a forward pass more, or two where J of the batch is not known. None: "measured" where
+        the region bounds every step, that is without "clipped", a decision of one's own or a
+        `value_beta` of 0, else "smaller"; with a factor that is not the gradient "fixed", the only
+        one for it. J is that of the batch, of a group, of a sample, as the feedback has it.
       lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
         it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.

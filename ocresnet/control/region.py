@@ -25,11 +25,11 @@ half of the decrease that the gradient alone predicts, whatever the curvature is
 
     q(d theta) = g^T d theta + d theta^T H d theta / 2,   H d theta = -g,   q = g^T d theta / 2.
 
-Every fifth update the cost of the same batch is computed again after the step. If less than three
-quarters of the promise were kept, k is multiplied by 1.2, otherwise divided by it, within 1 and
-100. Not judged is a step that the second region bounds, a promise below the rounding of the cost,
-and a step uphill, as momentum may take it. (A step with momentum is not the minimum of a model; it
-is asked for the same.)
+Every fifth update the cost of the same batch is computed again after the step. If less was kept
+than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100. Not judged is a
+step that the second region bounds, a promise below the rounding of the cost, and a step uphill, as
+momentum may take it. (A step with momentum is not the minimum of a model; it is asked for the
+same.)
 """
 
 import jax
@@ -45,9 +45,6 @@ Array = jax.Array
 
 MEASURED_EVERY = 5
 """Updates between two comparisons of a step with its promise."""
-
-KEPT = 0.75
-"""Share of its promise that a step has to keep."""
 
 GROWTH = 1.2
 """Of caution, at one comparison."""
@@ -111,7 +108,7 @@ def next_caution(
         if axis_name is not None:
             before, change = lax.pmean((before, change), axis_name)
         # What is not a number was not kept.
-        factor = jnp.where(change <= KEPT * promised, 1 / GROWTH, GROWTH)
+        factor = jnp.where(change <= promised, 1 / GROWTH, GROWTH)
         rounding = 8 * jnp.finfo(change.dtype).eps * jnp.maximum(jnp.abs(before), 1)
         gain = before - _lower_bound(step, nominal)
         judged = ~(promised > -rounding) & (2 * step.caution * gain >= 1)
