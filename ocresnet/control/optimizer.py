@@ -324,10 +324,10 @@ def ocnopt(
       K-FAC's statistics are those of `batch`, the last of them. A region that is not "fixed"
       compares gradient and cost: with "stacked" feedback and a linear rollout, which know no other
       gradient, a clipped one is taken for a longer way to go; "measured" takes the gradient that
-      comes in for that of `batch`, and wants "smaller" beside it where it is another one (clipped,
-      with decay added, a mean over micro-batches). What follows ocnopt in a chain must
-      leave the step as it is: neither the policy nor a region that is measured can know of a clip
-      or of `optax.apply_every` after it. With `optax.inject_hyperparams`, `groups` and a mask or
+      comes in for that of `batch`: where it is another one (clipped, with decay added, a mean over
+      micro-batches), "smaller" is right. What follows ocnopt in a chain must leave the step as it
+      is: neither the policy nor a region that is measured can know of a clip or of
+      `optax.apply_every` after it. With `optax.inject_hyperparams`, `groups` and a mask or
       `value_update` that is a function are `static_args`.
 
     Raises:
