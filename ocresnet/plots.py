@@ -27,6 +27,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 
+INCHES_A_LABEL = 0.21
+"""Height of a line in a legend beside the panels."""
+
 MARKERS_A_LINE = 12
 """About how many points of a line are marked."""
 
@@ -408,8 +411,10 @@ def _legend(figure: "Figure", axis: "Axes") -> None:
 
 
 def _legend_beside(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for the whole figure, at its right; long enough to show dashes and marker."""
+    """One legend for the whole figure, at its right; long enough to show dashes and marker. The
+    figure is made as high as it is."""
     figure.set_figwidth(figure.get_figwidth() + 3.0)
+    figure.set_figheight(max(figure.get_figheight(), INCHES_A_LABEL * (len(labels) + 1)))
     figure.legend(handles, labels, loc="outside right center", handlelength=3.5)
 
 

@@ -185,6 +185,18 @@ def test_learning_rates_has_a_panel_for_each_base():
     assert off.get_color() != on.get_color()
 
 
+def test_a_legend_of_many_methods_is_not_cut_off():
+    rows = [
+        {"task": "one", "method": f"method {index}", "factors": [1.0], "accuracy": [[90.0]]}
+        for index in range(24)
+    ]
+    figure = plots.draw_tasks(rows)
+    figure.canvas.draw()
+    box, (legend,) = figure.bbox, figure.legends
+    extent = legend.get_window_extent()
+    assert box.y0 <= extent.y0 and extent.y1 <= box.y1 and extent.x1 <= box.x1
+
+
 def test_tasks_have_panels_in_lines_and_single_rates_are_level():
     rows = [
         {"task": task, "method": method, "factors": factors, "accuracy": accuracy}
