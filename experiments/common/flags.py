@@ -29,15 +29,13 @@ from .presets import (
     DEFAULT_OPTIMIZERS,
     PRESETS,
     Preset,
-    Recipe,
-    can_shrink,
     of_family,
     preset_for,
     with_epochs,
     with_fields,
     with_optimizer,
-    with_recipe,
 )
+from .recipe import Recipe, can_shrink, with_recipe
 
 FROM_THE_DATA = [field.name for field in fields(Architecture)]
 """Fields of an architecture that are no flags."""

@@ -8,7 +8,7 @@ dense layers), where the strides and the last widths are ours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from ocresnet.data.points import TABLES
 from ocresnet.systems import counts, families
@@ -28,18 +28,7 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.optimizers import OPTIMIZERS, SGD, AdamW, OCNOpt, Optimizer
 
 from ..paper.numbers import TABLE_1
-
-Recipe = Literal["shrink", "paper"]
-
-CUTS = (0.1, 0.25)
-"""Shares of the epochs after which the recipe "shrink" cuts."""
-
-LEAST_EPOCHS = 6
-"""With fewer, nothing is trained before the first of them."""
-
-EARLY_TOLERANCE = 1.0
-"""Percentage points that each of these cuts may lose: before a network has converged, deeper exits
-are surer of the same classes."""
+from .recipe import Recipe
 
 PAPER_BLOCKS = 54
 """Residual blocks of the paper's full networks."""
@@ -71,7 +60,7 @@ class Preset:
       network: the architecture.
       training: everything else.
       expected: test accuracy to expect, and whose figure that is.
-      recipe: how the network comes to its depth (`with_recipe`).
+      recipe: how the network comes to its depth (`recipe.py`).
     """
 
     dataset: str
@@ -389,35 +378,6 @@ def of_family(preset: Preset, family: str) -> Preset:
         likelihood = replace(preset.training, loss="negative_log_likelihood", label_smoothing=0.0)
         preset = replace(preset, training=likelihood)
     return replace(preset, network=network, recipe="paper")
-
-
-def with_recipe(training: TrainingConfig, recipe: Recipe) -> TrainingConfig:
-    """A training by a recipe.
-
-    Args:
-      training: without cuts.
-      recipe: "paper": stage costs to the end; what is not needed can be cut afterwards. "shrink":
-        the depth rule cuts after each of `CUTS`, and what is left is trained alone, as in the
-        method of that name in `depth_study`.
-
-    Raises:
-      ValueError: for "shrink", in a training that is too short, or without stage cost.
-    """
-    if recipe == "paper":
-        return training
-    if training.epochs < LEAST_EPOCHS:
-        raise ValueError(
-            f"epochs is {training.epochs}, but recipe shrink, which cuts after a tenth and a "
-            f"quarter of them, needs {LEAST_EPOCHS}: train longer, or choose recipe paper."
-        )
-    cuts = tuple(round(share * training.epochs) for share in CUTS)
-    return replace(training, shrink=cuts, shrink_tolerance=EARLY_TOLERANCE)
-
-
-def can_shrink(network: Architecture, training: TrainingConfig) -> bool:
-    """Whether the recipe "shrink" fits: exits to cut at, and epochs enough for each cut."""
-    shared = isinstance(network, ResidualArchitecture) and network.exits == "shared"
-    return shared and training.stage_cost > 0 and training.epochs >= LEAST_EPOCHS
 
 
 def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture:

@@ -40,6 +40,7 @@ from ocresnet.training.schedules import ScheduleName
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues, Section, shown
+from ..common.recipe import EARLY_TOLERANCE
 from ..common.reports import Study
 from .laboratory import Laboratory, Plan
 from .methods import FromScratch, Method, ProbeThenTrain, ShrinkWhileTraining, TrainThenCut
@@ -96,7 +97,7 @@ class Flags:
             "early_tolerance",
             "The same after a probe and in shrinking: before a network has converged, deeper exits "
             "are surer of the same classes.",
-            1.0,
+            EARLY_TOLERANCE,
         )
         self._milestones = section.row(
             "milestones",
