@@ -17,6 +17,7 @@ network: what --epochs of the whole network with stage costs cost. Methods:
   shrink       the depth rule cuts at --milestones, and training goes on with what is left, after
                the last cut without stage costs
   shrink_paid  the same with stage costs to the end
+  shrink_few   shrink, with cuts to the fewest blocks that resampled validation sets ask for
   search       plain networks of each --depth for --epochs: what the other methods save
 
 Each network that comes out is compared with a plain one of its size that was trained from scratch
@@ -28,9 +29,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ocresnet.data.sources import load_dataset
+from ocresnet.problem import StageCostSchedule
+from ocresnet.stage_cost.masks import WeightDecayOn
 from ocresnet.systems import counts, families
 from ocresnet.systems.resnet import ResNetConfig
 from ocresnet.training import config as configs
@@ -43,10 +46,26 @@ from ..common.flag_kinds import FlagValues, Section, shown
 from ..common.recipe import EARLY_TOLERANCE
 from ..common.reports import Study
 from .laboratory import Laboratory, Plan
-from .methods import FromScratch, Method, ProbeThenTrain, ShrinkWhileTraining, TrainThenCut
+from .methods import (
+    FromScratch,
+    Method,
+    ProbeThenTrain,
+    ShrinkToTheFewest,
+    ShrinkWhileTraining,
+    TrainThenCut,
+)
 from .tables import draw, tables
 
-GROUPS = ("stage_costs", "taught", "surgery", "probe", "shrink", "shrink_paid", "search")
+GROUPS = (
+    "stage_costs",
+    "taught",
+    "surgery",
+    "probe",
+    "shrink",
+    "shrink_paid",
+    "shrink_few",
+    "search",
+)
 
 
 MILESTONES = (0.2, 0.4)
@@ -77,10 +96,19 @@ class Flags:
             "schedule", ("cosine", "milestones"), "Of every learning rate that falls.", "cosine"
         )
         self._weight_decay = section.number("weight_decay", "Of every training.", 1e-3)
+        self._weight_decay_on = section.choice(
+            "weight_decay_on", get_args(WeightDecayOn), "Which parameters decay.", "all"
+        )
         self._augmentation = section.choice(
             "augmentation", ("none", "crop", "crop_flip"), "Of training images.", "none"
         )
         self._stage_cost = section.number("stage_cost", "gamma, where stage costs are paid.", 0.09)
+        self._stage_cost_schedule = section.choice(
+            "stage_cost_schedule",
+            get_args(StageCostSchedule),
+            "How it is spread over depth.",
+            "constant",
+        )
         self._validation = section.share("validation", "Held out for the depth rule.", 0.1)
         section = Section(values, "Methods")
         self._depths = section.wholes("depths", "Of the search. Default: 1 to all blocks.", None)
@@ -136,12 +164,14 @@ class Flags:
             learning_rate=self._learning_rate.value,
             schedule=schedule,
             weight_decay=self._weight_decay.value,
+            weight_decay_on=self._weight_decay_on.value,
         )
         training = TrainingConfig(
             epochs=self._epochs.value,
             batch_size=self._batch_size.value,
             optimizer=optimizer,
             stage_cost=self._stage_cost.value,
+            stage_cost_schedule=self._stage_cost_schedule.value,
             augmentation=self._augmentation.value,
             validation=self._validation.value,
         )
@@ -176,6 +206,8 @@ class Flags:
             yield ShrinkWhileTraining(milestones, to_the_end=False, tolerance=early)
         if "shrink_paid" in groups:
             yield ShrinkWhileTraining(milestones, to_the_end=True, tolerance=early)
+        if "shrink_few" in groups:
+            yield ShrinkToTheFewest(milestones, to_the_end=False, tolerance=early)
         if "search" in groups:
             for blocks in self._depths.value or range(1, self._blocks.value + 1):
                 yield FromScratch(blocks, self._epochs.value)

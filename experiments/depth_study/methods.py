@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ocresnet.stage_cost.block_scores import ScoringData, loss_increase
+from ocresnet.stage_cost.depth_choice import choose_depth
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import greedy_removal_order, remove_blocks
-from ocresnet.stage_cost.trajectory import Trajectory, trajectory
+from ocresnet.stage_cost.trajectory import Trajectory, logits_over_depth, trajectory
 
 from .laboratory import Laboratory, Trained
 
@@ -166,19 +167,40 @@ class ShrinkWhileTraining(Method):
         until = "to the end" if self.to_the_end else "until then"
         return f"shrink ({at}, {self.tolerance:g} points), stage costs {until}"
 
+    def depth_to_keep(self, trained: Trained, laboratory: Laboratory) -> int:
+        """The depth rule's."""
+        return trained.depth_by_rule(self.tolerance)
+
     def carry_out(self, laboratory: Laboratory) -> Trained:
         first, *others = self.milestones
         trained = laboratory.train_for(first * laboratory.budget, laboratory.whole, "constant")
         for milestone in others:
-            trained = shortened(trained, trained.depth_by_rule(self.tolerance))
+            trained = shortened(trained, self.depth_to_keep(trained, laboratory))
             price = milestone * laboratory.budget - trained.price
             trained = laboratory.train_for(price, trained, "constant")
-        trained = shortened(trained, trained.depth_by_rule(self.tolerance))
+        trained = shortened(trained, self.depth_to_keep(trained, laboratory))
         stage_cost = laboratory.plan.training.stage_cost if self.to_the_end else 0.0
         epochs = laboratory.epochs_for(
             laboratory.budget - trained.price, trained.architecture, stage_cost
         )
         return laboratory.train(trained, epochs, stage_cost=stage_cost)
+
+
+@dataclass(frozen=True)
+class ShrinkToTheFewest(ShrinkWhileTraining):
+    """The same, but each cut is to the low end of what the depth rule answers over resampled
+    validation sets: the fewest blocks that may be enough, for all these samples tell."""
+
+    @property
+    def name(self) -> str:
+        return super().name.replace("shrink", "shrink to the fewest")
+
+    def depth_to_keep(self, trained: Trained, laboratory: Laboratory) -> int:
+        images, labels = (
+            of("validation") for of in (laboratory.data.images, laboratory.data.labels)
+        )
+        logits = logits_over_depth(trained.network, images)
+        return max(choose_depth(logits, labels, tolerance=self.tolerance).low, 1)
 
 
 def shortened(trained: Trained, blocks: int) -> Trained:

@@ -5,7 +5,9 @@
   digits_cnn    two 3x3 convolutions (8, 16 filters, the second of stride 2), dense 32, ReLU
   digits_ode    Neural ODE of width 32, tanh, four steps of rk4 over the horizon 1
   digits_ode_adaptive  the same with dopri5 (tolerances of 1e-3, direct adjoint)
-  digits_resnet homogeneous, 4 blocks of 8 filters, batch norm
+  digits_resnet, digits_resnet_stage_cost
+                homogeneous, 4 blocks of 8 filters, batch norm; the second with gamma = 0.2 and
+                shared exits
   digits_transformer  4 blocks of width 32 in 4 heads, patches of 4x4 pixels, gelu, layer norm
   mnist_transformer, cifar10_transformer
                 6 blocks of width 64 in 4 heads, patches of 7x7 and 8x8 pixels
@@ -121,6 +123,7 @@ _CONVOLUTIONAL_ODE = NeuralODEConfig(
 )
 _NARROW_ODE = replace(_CONVOLUTIONAL_ODE, width=16)
 _ADAPTIVE_ODE = replace(_CONVOLUTIONAL_ODE, solver="dopri5", steps=None, adjoint="backsolve")
+_SMALL_RESNET = ResNetConfig.homogeneous(4, 8, exits="none")
 _RESNET = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="none")
 _RESNET_WITH_EXITS = ResNetConfig.homogeneous(6, 16, stem_stride=2, exits="shared")
 
@@ -136,7 +139,10 @@ NETWORKS = {
     "cifar10_ode_adaptive": Network("cifar10", _ADAPTIVE_ODE),
     "mnist_narrow_ode": Network("mnist", _NARROW_ODE),
     "cifar10_narrow_ode": Network("cifar10", _NARROW_ODE),
-    "digits_resnet": Network("digits", ResNetConfig.homogeneous(4, 8, exits="none")),
+    "digits_resnet": Network("digits", _SMALL_RESNET),
+    "digits_resnet_stage_cost": Network(
+        "digits", replace(_SMALL_RESNET, exits="shared"), stage_cost=0.2
+    ),
     "digits_transformer": Network("digits", _TRANSFORMER),
     "mnist_transformer": Network("mnist", replace(_LARGER_TRANSFORMER, patch=7)),
     "cifar10_transformer": Network("cifar10", _LARGER_TRANSFORMER),

@@ -146,6 +146,7 @@ TASKS: dict[str, Setting] = {
     "digits_fcn": Setting(40, 32, seeds=5, target=90.0),
     "digits_cnn": Setting(40, 32, seeds=5, target=92.0),
     "digits_resnet": Setting(20, 32, seeds=3, target=93.0),
+    "digits_resnet_stage_cost": Setting(20, 32, seeds=3, target=93.0),
     "digits_inception": Setting(40, 32, seeds=3, target=90.0),
     "digits_transformer": Setting(20, 32, seeds=3, target=88.0),
     "mnist_narrow_inception": Setting(10, 128, seeds=3, target=97.0, samples=5_000),

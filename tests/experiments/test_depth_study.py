@@ -10,10 +10,12 @@ from programs import call
 
 from experiments.depth_study import __main__ as binary
 from experiments.depth_study import laboratory as laboratories
+from experiments.depth_study import methods
 from experiments.depth_study.laboratory import Laboratory, Plan, Trained
 from experiments.depth_study.methods import (
     FromScratch,
     ProbeThenTrain,
+    ShrinkToTheFewest,
     ShrinkWhileTraining,
     TrainThenCut,
     operated,
@@ -21,6 +23,7 @@ from experiments.depth_study.methods import (
 )
 from experiments.depth_study.tables import draw, groups, tables
 from ocresnet.data.dataset import Dataset
+from ocresnet.stage_cost.depth_choice import DepthChoice
 from ocresnet.stage_cost.exits import calibrate_exits
 from ocresnet.stage_cost.trajectory import trajectory
 from ocresnet.systems import counts
@@ -86,6 +89,7 @@ METHODS = [
     ProbeThenTrain(1 / 3, on=False, tolerance=1.0),
     ShrinkWhileTraining((0.2, 0.4), to_the_end=False, tolerance=1.0),
     ShrinkWhileTraining((0.2, 0.4), to_the_end=True, tolerance=1.0),
+    ShrinkToTheFewest((0.2, 0.4), to_the_end=False, tolerance=1.0),
     FromScratch(2),
 ]
 
@@ -133,6 +137,21 @@ def test_shrinking_pays_stage_costs_to_the_end_or_until_the_last_cut(laboratory,
         gammas = [run[1].stage_cost for run in trainings]
         assert gammas[-1] == last and set(gammas[:-1]) <= {0.1}
         assert [run[0] for run in trainings] == [4, 2, 2][-len(trainings) :]
+
+
+def test_the_fewest_blocks_are_those_of_the_low_end_over_resampled_sets(
+    laboratory, trainings, monkeypatch
+):
+    """The whole validation set says 2 blocks in `trainings`, some of the resampled ones 1."""
+
+    def chosen(logits, labels, *, tolerance):
+        assert logits.shape[1] == len(labels) == len(laboratory.data.labels("validation"))
+        return DepthChoice(2, 1 if tolerance == 1.0 else 2, 3, np.zeros(len(logits)))
+
+    monkeypatch.setattr(methods, "choose_depth", chosen)
+    few = ShrinkToTheFewest((0.2, 0.4), to_the_end=False, tolerance=1.0).carry_out(laboratory)
+    rule = ShrinkWhileTraining((0.2, 0.4), to_the_end=False, tolerance=1.0).carry_out(laboratory)
+    assert (few.architecture.depth, rule.architecture.depth) == (1, 2)
 
 
 def test_a_budget_that_is_too_small_is_refused(laboratory, trainings):
