@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.files import read_json, replace_file
+from ocresnet.plots.runs import draw_depth_comparison
 from ocresnet.training import records
 
 from .common import command_line, reports
@@ -67,7 +67,7 @@ def compare(flags: Flags) -> None:
     means: dict[str, Any] = {
         name: {SPLIT: {"accuracies": value.mean(axis=0) / 100}} for name, value in both.items()
     }
-    figure = plots.draw_depth_comparison(means["with"], means["without"], SPLIT)
+    figure = draw_depth_comparison(means["with"], means["without"], SPLIT)
     figure.savefig(output.with_suffix(".png"), dpi=150)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ocresnet import plots
+from ocresnet.plots.runs import PRUNING, kept_blocks
 from ocresnet.stage_cost.pruning import prune
 from ocresnet.systems.architecture import residual
 from ocresnet.systems.network import Network
@@ -106,7 +106,7 @@ def chosen_depth(run: FinishedRun, flags: DepthFlags) -> int:
     """The depth that is given, or that pruning recorded, or that the rule chooses."""
     blocks = flags.blocks
     if blocks is None and not flags.rule_is_wanted:
-        blocks = plots.kept_blocks(run.workdir / plots.PRUNING)
+        blocks = kept_blocks(run.workdir / PRUNING)
     return depth_by_rule(run, flags.tolerance)[0] if blocks is None else blocks
 
 

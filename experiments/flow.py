@@ -25,8 +25,8 @@ import numpy as np
 from ocresnet.continuous.flows import finer, log_likelihood, sample
 from ocresnet.continuous.normal_fit import normal_log_likelihood
 from ocresnet.data.training_data import TrainingData
-from ocresnet.density_plots import draw_flow
-from ocresnet.plots import FIGURES
+from ocresnet.plots.densities import draw_flow
+from ocresnet.plots.runs import FIGURES
 from ocresnet.systems.network import Network
 from ocresnet.training.restore import restore_network
 

@@ -13,7 +13,7 @@ probability of the right class. Writes <workdir>/pruned/ (loadable without the o
 import sys
 from collections.abc import Sequence
 
-from ocresnet import plots
+from ocresnet.plots.runs import PRUNING
 from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
 from ocresnet.systems import network as networks
 from ocresnet.systems.architecture import residual
@@ -97,7 +97,7 @@ def cut(flags: Flags) -> None:
     )
     networks.save(pruned, run.workdir / PRUNED)
     reports.write(
-        run.workdir / plots.PRUNING,
+        run.workdir / PRUNING,
         {
             "chosen_on": chosen_on,
             "tolerance": flags.depth.tolerance if chosen_on else None,

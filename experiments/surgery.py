@@ -21,8 +21,9 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-from ocresnet import plots
 from ocresnet.costs import make_cost
+from ocresnet.plots.runs import FIGURES
+from ocresnet.plots.studies import draw_removals
 from ocresnet.stage_cost.block_scores import (
     CRITERIA,
     RESCORED,
@@ -275,11 +276,11 @@ def operate(flags: Flags) -> None:
 def draw(run: FinishedRun, rows: Sequence[Row]) -> None:
     """Draw the figure, or say what is missing to do so."""
     try:
-        figure = plots.draw_removals(rows)
+        figure = draw_removals(rows)
     except ImportError as error:
         print(f"no figure: {command_line.sentence(error)}", file=sys.stderr)
         return
-    path = run.workdir / plots.FIGURES / "surgery.png"
+    path = run.workdir / FIGURES / "surgery.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     print(f"wrote {path}")

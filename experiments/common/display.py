@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from ocresnet import plots
+from ocresnet.plots.runs import save_figures
 from ocresnet.stage_cost.trajectory import Trajectory
 
 from .command_line import sentence
@@ -47,7 +47,7 @@ def print_depth_table(
 def draw_figures(workdir: str | os.PathLike) -> None:
     """Draw the figures, or say what is missing to do so."""
     try:
-        for path in plots.save_figures(workdir):
+        for path in save_figures(workdir):
             print(f"wrote {path}")
     except (ImportError, FileNotFoundError) as error:
         print(f"no figures: {sentence(error)}", file=sys.stderr)

@@ -19,8 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.continuous.evaluations import evaluations_of_batch
+from ocresnet.plots.studies import draw_horizons
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.systems.system import Variables
 from ocresnet.training.optimizers import AdamW, Optimizer, SNOpt
@@ -144,7 +144,7 @@ def study(flags: Flags) -> None:
     print(f"\n{text}")
     found.write(text)
     if found.writes:
-        plots.draw_horizons([curve(row) for row in rows]).savefig(found.path(".png"), dpi=150)
+        draw_horizons([curve(row) for row in rows]).savefig(found.path(".png"), dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,8 +22,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.continuous.evaluations import evaluations_of_batch
+from ocresnet.plots.studies import draw_losses
 from ocresnet.systems.neural_ode import NeuralODEConfig
 from ocresnet.training.optimizers import EKFAC, SGD, AdamW, OCNOpt, SNOpt
 from ocresnet.training.sweep import measured_steps, sweep
@@ -161,7 +161,7 @@ def study(flags: Flags) -> None:
     found.write(text)
     if found.writes:
         curves = [curve(row) for row in rows]
-        plots.draw_losses(curves, ("steps", "seconds", "evaluations")).savefig(
+        draw_losses(curves, ("steps", "seconds", "evaluations")).savefig(
             found.path(".png"), dpi=150
         )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ocresnet import plots
+from ocresnet.plots.style import line_style, logarithmic, panels
 
 from ..common.reports import markdown_table
 
@@ -155,7 +155,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     Raises:
       ImportError: if matplotlib is not installed.
     """
-    figure, (size, price) = plots.panels(2)
+    figure, (size, price) = panels(2)
     baselines = [
         ("from scratch, the whole budget", [row for row in rows if row["method"] == SCRATCH]),
         ("from scratch, search", [row for row in rows if row["method"] == SEARCH]),
@@ -168,7 +168,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
             [row for row in found if row["blocks"] == depth]
             for depth in sorted({row["blocks"] for row in found})
         ]
-        style = plots.line_style(index)
+        style = line_style(index)
         _points(size, "multiply_adds", by_depth, style, name)
         if found[0]["method"] == SEARCH:
             total = sum(of_depth[0]["price"] for of_depth in by_depth)
@@ -178,7 +178,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
             _points(price, "price", by_depth, {**style, "linestyle": "none"}, name)
         index += 1
     for name, found in groups(rows):
-        style = {**plots.line_style(index), "linestyle": "none"}
+        style = {**line_style(index), "linestyle": "none"}
         _points(size, "multiply_adds", [found], style, name)
         _points(price, "price", [found], style, name)
         index += 1
@@ -187,7 +187,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     price.set_xlim(0, 1.1 * price.dataLim.x1)  # all but the search have one price
     for axis in (size, price):
         axis.set_ylabel("test error (%)")
-    plots.logarithmic((size, price), TICKS)
+    logarithmic((size, price), TICKS)
     handles, labels = size.get_legend_handles_labels()
     figure.set_figwidth(figure.get_figwidth() + 3.6)
     figure.legend(handles, labels, loc="outside right center", fontsize="small")

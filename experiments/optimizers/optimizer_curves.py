@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ocresnet import plots
+from ocresnet.plots.studies import draw_losses
 from ocresnet.training.optimizers import Optimizer
 
 from ..common import command_line
@@ -112,7 +112,7 @@ def study(flags: Flags) -> None:
     print(text)
     found.write(text)
     if found.writes:
-        plots.draw_losses(found.rows).savefig(found.path(".png"), dpi=150)
+        draw_losses(found.rows).savefig(found.path(".png"), dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

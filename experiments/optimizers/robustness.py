@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.control.settings import Feedback
+from ocresnet.plots.studies import draw_learning_rates
 from ocresnet.training.optimizers import Optimizer
 
 from ..common import command_line
@@ -151,7 +151,7 @@ def study(flags: Flags) -> None:
     )
     if found.writes:
         first = [row for row in rows if row["weight_decay"] == flags.decays.value[0]]
-        plots.draw_learning_rates(first).savefig(found.path(".png"), dpi=150)
+        draw_learning_rates(first).savefig(found.path(".png"), dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.control.stages import players
+from ocresnet.plots.studies import draw_tasks
 from ocresnet.training.records import plain
 from ocresnet.training.sweep import measured_steps, sweep
 
@@ -177,7 +177,7 @@ def study(flags: Flags) -> None:
     print(f"\n{text}")
     found.write(text)
     if found.writes:
-        plots.draw_tasks(rows).savefig(found.path(".png"), dpi=150)
+        draw_tasks(rows).savefig(found.path(".png"), dpi=150)
 
 
 def rows_to_show(found: Study, methods: dict[str, Method], flags: Flags) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ocresnet import plots
+from ocresnet.plots.style import panels
 
 from .plan import SCALES, Artefact, architectures, run_name
 from .runs import Measurements
@@ -83,7 +83,7 @@ def curves(
 
 def draw(artefact: Artefact, networks: Sequence[Curve]) -> "Figure":
     """The figure called `artefact`."""
-    figure, (left, right) = plots.panels(2)
+    figure, (left, right) = panels(2)
     if artefact not in OVER_BLOCKS:
         for curve in networks:
             for part, line in (("test", "-"), ("train", "--")):

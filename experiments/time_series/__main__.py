@@ -18,7 +18,7 @@ from typing import Any
 
 from ocresnet.data.oscillators import Drawn, Generator
 from ocresnet.data.time_series import TimeSeriesData
-from ocresnet.plots import FIGURES
+from ocresnet.plots.runs import FIGURES
 from ocresnet.systems.architecture import Architecture
 from ocresnet.systems.gru_ode import GRUODEConfig
 from ocresnet.systems.network import Network

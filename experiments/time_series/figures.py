@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ocresnet import plots
 from ocresnet.continuous.series import predictions
 from ocresnet.data.oscillators import Drawn, Generator
+from ocresnet.plots.style import PALETTE, panels
 from ocresnet.systems.network import Network
 
 from .measures import BEST, NETWORK, probabilities
@@ -38,12 +38,12 @@ def draw_series(network: Network, generator: Generator, seed: int) -> "Figure":
     of_network = predictions(network, drawn.series)
     best = generator.best(drawn.series).predictions
     said = ((NETWORK, of_network, "-"), (BEST, best, "--"))
-    figure, axes = plots.panels(6, columns=3)
+    figure, axes = panels(6, columns=3)
     for panel, axis in enumerate(axes):
         feature, sample = divmod(panel, 3)
         times, seen = drawn.series.times[sample], drawn.series.masks[sample, :, feature]
         axis.plot(times, drawn.states[sample, :, feature], color="0.6", linewidth=3, label="truth")
-        for (who, values, line), color in zip(said, plots.PALETTE, strict=False):
+        for (who, values, line), color in zip(said, PALETTE, strict=False):
             axis.plot(times, values[sample, :, feature], line, color=color, label=who)
         axis.plot(
             times[seen], drawn.measurements[sample, seen, feature], "ko", ms=4, label="measured"
@@ -59,9 +59,9 @@ def draw_series(network: Network, generator: Generator, seed: int) -> "Figure":
 def draw_posterior(network: Network, generator: Generator, test: Drawn) -> "Figure":
     """The network's probability of every kind against the exact one."""
     exact, said = generator.best(test.series).posterior, probabilities(network, test.series)
-    figure, axes = plots.panels(len(generator.kinds))
+    figure, axes = panels(len(generator.kinds))
     for kind, axis in enumerate(axes):
-        color = plots.PALETTE[kind % len(plots.PALETTE)]
+        color = PALETTE[kind % len(PALETTE)]
         axis.plot(exact[:, kind], said[:, kind], ".", color=color, markersize=3, alpha=0.5)
         axis.plot([0, 1], [0, 1], color="0.4", linewidth=1)
         axis.set(xlabel=f"probability, {BEST}", ylabel=f"probability, {NETWORK}")

@@ -10,7 +10,7 @@ from scipy.linalg import expm
 from scipy.stats import multivariate_normal
 
 from ocresnet.continuous.flows import finer, from_base, log_likelihood, sample, to_base
-from ocresnet.density_plots import density_grid
+from ocresnet.plots.densities import density_grid
 from ocresnet.systems.flow import FlowConfig
 from ocresnet.systems.mlp import MLPConfig
 from ocresnet.systems.network import Network

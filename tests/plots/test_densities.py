@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ocresnet.density_plots import density_grid, draw_flow
+from ocresnet.plots.densities import density_grid, draw_flow
 from ocresnet.systems.flow import FlowConfig
 from tests.conftest import random_network
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ocresnet.continuous.flows import log_likelihood, sample
-from ocresnet.plots import PALETTE, panels
+from ocresnet.plots.style import PALETTE, panels
 from ocresnet.systems.network import Network
 
 if TYPE_CHECKING:
