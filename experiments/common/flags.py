@@ -24,18 +24,17 @@ from ocresnet.training.optimizers import Optimizer
 from .flag_kinds import FlagValues, Section, did_you_mean, given
 from .hosts import HostFlags
 from .kind_flags import KindFlags
-from .presets import (
+from .presets import PRESETS, Preset
+from .recipe import Recipe, can_shrink, with_recipe
+from .starting_points import (
     DEFAULT_NETWORKS,
     DEFAULT_OPTIMIZERS,
-    PRESETS,
-    Preset,
     of_family,
     preset_for,
     with_epochs,
     with_fields,
     with_optimizer,
 )
-from .recipe import Recipe, can_shrink, with_recipe
 
 FROM_THE_DATA = [field.name for field in fields(Architecture)]
 """Fields of an architecture that are no flags."""

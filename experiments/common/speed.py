@@ -8,7 +8,7 @@ from ocresnet.training.config import TrainingConfig
 from ocresnet.training.fit import fit
 from ocresnet.training.optimizers import SGD
 
-from .presets import training_cost
+from .presets.preset import training_cost
 
 NETWORK = ResNetConfig.homogeneous(6, 32, image_shape=(16, 16, 3), exits="none")
 TRAINING = TrainingConfig(

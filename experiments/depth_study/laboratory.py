@@ -31,7 +31,7 @@ from ocresnet.training.fit import fit, for_dataset, run_config
 from ocresnet.training.loop import CHECKPOINTS
 from ocresnet.training.schedules import ScheduleName
 
-from ..common.presets import training_cost
+from ..common.presets.preset import training_cost
 
 SPENT = "spent"
 """The checkpoints of a finished run, while they are removed."""

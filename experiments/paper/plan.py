@@ -16,14 +16,8 @@ from ocresnet.systems import architecture as systems
 from ocresnet.systems.architecture import Exits
 from ocresnet.training.config import TrainingConfig
 
-from ..common.presets import (
-    PAPER_BLOCKS,
-    TRAINING_SAMPLES,
-    Preset,
-    paper_network,
-    paper_preset,
-    training_cost,
-)
+from ..common.presets.paper import PAPER_BLOCKS, paper_network, paper_preset
+from ..common.presets.preset import TRAINING_SAMPLES, Preset, training_cost
 
 Architecture = Literal["homogeneous", "standard"]
 DATASETS = ("digits", "mnist", "cifar10", "cifar100")

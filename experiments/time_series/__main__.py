@@ -34,8 +34,8 @@ from ..common.flag_kinds import FlagValues, Section
 from ..common.flags import ExecutionFlags, OptimizerFlags, TrainingFlags
 from ..common.hosts import HostFlags, is_first
 from ..common.kind_flags import KindFlags
-from ..common.presets import with_fields, with_optimizer
 from ..common.reports import Study
+from ..common.starting_points import with_fields, with_optimizer
 from .figures import draw_posterior, draw_series
 from .measures import measure_classes, measure_predictions, tables
 

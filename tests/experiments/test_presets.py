@@ -8,11 +8,13 @@ import pytest
 from programs import call
 
 from experiments import train
-from experiments.common import presets, speed
+from experiments.common import speed, starting_points
 from experiments.common.command_line import parse as parse_flags
 from experiments.common.flag_kinds import FlagValues
 from experiments.common.flags import TrainingRunFlags, WantedRun
-from experiments.common.presets import PRESETS, describe, with_optimizer
+from experiments.common.presets import PRESETS, describe
+from experiments.common.presets.preset import IMAGE_SHAPES, TRAINING_SAMPLES
+from experiments.common.starting_points import with_optimizer
 from ocresnet.data.sources import load_dataset
 from ocresnet.systems.architecture import ResidualArchitecture
 from ocresnet.systems.cnn import CNNConfig
@@ -173,7 +175,7 @@ def test_without_a_preset_a_run_starts_from_what_suits_any_small_images():
     wanted = parse("--dataset=data/mine.npz", "--exits=separate")
     assert (wanted.dataset, wanted.workdir) == ("data/mine.npz", "runs/resnet_mine")
     assert wanted.network == ResNetConfig.homogeneous(12, 16, exits="separate")
-    assert wanted.training == presets.preset_for("data/mine.npz").training
+    assert wanted.training == starting_points.preset_for("data/mine.npz").training
     assert wanted.training.validation > 0 and wanted.training.stage_cost > 0
     assert parse("--dataset=mnist[:100]").workdir == "runs/resnet_mnist"
 
@@ -209,7 +211,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_starts_from_its_defaults(family):
     wanted = parse("--dataset=mine.npz", f"--architecture={family}")
-    assert wanted.network == presets.DEFAULT_NETWORKS[family]
+    assert wanted.network == starting_points.DEFAULT_NETWORKS[family]
     assert wanted.workdir == f"runs/{family}_mine"
     residual = isinstance(wanted.network, ResidualArchitecture)
     assert (wanted.training.stage_cost > 0) == residual
@@ -356,11 +358,11 @@ def test_networks_of_the_studies_of_ocnopt_are_presets(name):
     preset = PRESETS[name]
     shape = {"image_shape": preset.network.image_shape, "classes": preset.network.classes}
     assert preset.network == replace(STUDIES[name], **shape)
-    assert isinstance(preset.training.optimizer, OCNOpt) and preset.training.stage_cost == 0
+    assert preset.training.optimizer == OCNOpt() and preset.training.stage_cost == 0
     if preset.dataset in ("wine", "digits"):
         data = load_dataset(preset.dataset)
         assert shape == {"image_shape": data.image_shape, "classes": data.classes}
-        assert len(data.train_labels) == presets.TRAINING_SAMPLES[preset.dataset]
+        assert len(data.train_labels) == TRAINING_SAMPLES[preset.dataset]
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if "transformer" in name])
@@ -368,7 +370,7 @@ def test_transformers_of_the_presets_cover_their_images(name):
     preset = PRESETS[name]
     network, training = preset.network, preset.training
     assert isinstance(network, TransformerConfig) and isinstance(training.optimizer, AdamW)
-    assert network.image_shape == presets.IMAGE_SHAPES[preset.dataset] and network.system().segments
+    assert network.image_shape == IMAGE_SHAPES[preset.dataset] and network.system().segments
     shared = name.endswith("_shared")
     assert (network.exits, training.stage_cost > 0) == ("shared" if shared else "none", shared)
 
