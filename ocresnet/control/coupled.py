@@ -73,14 +73,16 @@ def make_columns(step: Step, nominal: Nominal | None) -> Columns:
     """
     settings, system = step.settings, step.problem.system
     columns, weights, rank = _columns(settings, step.gradient, nominal)
-    size = sizes(step, nominal)
-    roots = None if size is None else jnp.sqrt(size)
-    if roots is not None:
-        columns, weights = _with_scaled_factors(columns, weights, rank, roots)
     if len(weights) == 1:
         solved = _lead(step.solve(jax.tree.map(lambda leaf: leaf[0], columns)))
     else:
         solved = jax.vmap(step.solve)(columns)
+    size = sizes(step, nominal)
+    roots = None if size is None else jnp.sqrt(size)
+    if roots is not None:
+        all_roots = _roots_of_columns(len(weights), rank, roots)
+        columns, solved = scaled(columns, all_roots), scaled(solved, all_roots)
+        weights = weights / all_roots
     gram = step.learning_rate * stages.gram_matrices(system, columns, solved)
     drift = jnp.zeros((gram.shape[0], rank), gram.dtype)
     if step.drift is not None:
@@ -194,13 +196,11 @@ def _columns(
     return columns, jnp.zeros(count + 1).at[0].set(1.0), count
 
 
-def _with_scaled_factors(
-    columns: PyTree, weights: Array, rank: int, roots: Array
-) -> tuple[PyTree, Array]:
-    """The same with sqrt(c) v in the place of every factor v."""
-    first = len(weights) - rank
-    all_roots = jnp.concatenate([jnp.ones(first, roots.dtype), jnp.broadcast_to(roots, (rank,))])
-    return scaled(columns, all_roots), weights / all_roots
+def _roots_of_columns(count: int, rank: int, roots: Array) -> Array:
+    """What every column is multiplied by, [count]: the factors, the last `rank` of them, by their
+    roots."""
+    first = jnp.ones(count - rank, roots.dtype)
+    return jnp.concatenate([first, jnp.broadcast_to(roots, (rank,))])
 
 
 def _damping(gram: Array) -> Array:

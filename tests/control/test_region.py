@@ -4,6 +4,7 @@ Notation: that of `ocresnet/control/region.py`.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -287,6 +288,20 @@ def test_a_value_that_is_given_saves_the_forward_pass():
         return str(program).count("dot_general")
 
     assert products(value=jnp.ones(())) < products()
+
+
+def test_a_region_takes_no_more_products_of_matrices():
+    """EKFAC's moments and M^-1 rotate the same gradient, which the compiler does once."""
+    case = setting("mlp")
+
+    def products(region: Any) -> int:
+        optimizer = ocnopt(case.problem, ETA, region=region, rollout="linear", curvature=ekfac())
+        update = jax.jit(partial(optimizer.update, batch=case.batch))
+        state, value = optimizer.init(case.params), jnp.ones(())  # no constant, which would move
+        compiled = update.lower(case.gradient, state, case.params, value=value).compile()
+        return compiled.as_text().count(" dot(")
+
+    assert products("smaller") == products("fixed") > 0
 
 
 # The lower bound

@@ -20,7 +20,9 @@ have them, may have factors in common (`kronecker_layers.py`). Arrays that no la
 D / (m + damping). Everything here is at least float32, whatever the activations are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -87,17 +89,18 @@ class Kronecker:
         layers = {path: entry for path, entry in entries.items() if isinstance(entry, Layer)}
         # The first gradients weigh alike, instead of the first one for ever.
         decay = jnp.minimum(self.decay, 1 - 1 / (count // self.factor_every + 1))
-        layers = lax.cond(
+        estimated = ("inputs", "outputs", *(["moments"] if self._per_example else []))
+        layers = _refreshed(
+            layers,
+            estimated,
             count % self.factor_every == 0,
-            lambda layers: self._refresh_factors(layers, batch_size, statistics, decay),
-            lambda layers: layers,
-            layers,
+            lambda: self._refresh_factors(layers, batch_size, statistics, decay),
         )
-        layers = lax.cond(
-            count % self.eigen_every == 0,
-            self._refresh_bases,
-            lambda layers: layers,
+        layers = _refreshed(
             layers,
+            ("input_basis", "output_basis", "moments"),
+            count % self.eigen_every == 0,
+            partial(self._refresh_bases, layers),
         )
         flat = flatten(gradient)
         if self.corrected and self.moments == "batch":
@@ -134,11 +137,14 @@ class Kronecker:
         damping = self.damping if self.corrected else 0.0
         return Metric(layer.input_basis, layer.output_basis, 1 / (layer.moments + damping))
 
+    @property
+    def _per_example(self) -> bool:
+        return self.corrected and self.moments == "per_example"
+
     def _refresh_factors(
         self, layers: dict[str, Layer], batch_size: int, statistics: Statistics, decay: Array
     ) -> dict[str, Layer]:
-        per_example = self.corrected and self.moments == "per_example"
-        recorded = statistics(make_taps(layers, per_example))
+        recorded = statistics(make_taps(layers, self._per_example))
         refreshed = {}
         for path, layer in layers.items():
             record = records(recorded, path)
@@ -147,7 +153,7 @@ class Kronecker:
                 inputs=average(layer.inputs, record["inputs"] / batch_size, decay),
                 outputs=average(layer.outputs, record["outputs"] / rows, decay),
             )
-            if per_example:
+            if self._per_example:
                 moments = average(layer.moments, record["moments"] / batch_size, decay)
                 new = new._replace(moments=moments)
             refreshed[path] = finite_or(layer, new)
@@ -184,6 +190,28 @@ def require_finite(state: CurvatureState) -> None:
                 f"the curvature of {path} is not finite after {int(state.steps)} updates: lower "
                 "the learning rate or raise the damping."
             )
+
+
+def _refreshed(
+    layers: dict[str, Layer],
+    fields: tuple[str, ...],
+    due: Array,
+    refresh: Callable[[], dict[str, Layer]],
+) -> dict[str, Layer]:
+    """The layers with these fields from `refresh()`, where it is due.
+
+    Nothing else leaves the conditional: XLA lays out what does as one of the branches would have
+    it, so that arrays which never change were transposed twice at every step.
+    """
+
+    def taken(layers: dict[str, Layer]) -> dict[str, dict[str, Array]]:
+        return {
+            path: {field: getattr(layer, field) for field in fields}
+            for path, layer in layers.items()
+        }
+
+    fresh = lax.cond(due, lambda: taken(refresh()), lambda: taken(layers))
+    return {path: layer._replace(**fresh[path]) for path, layer in layers.items()}
 
 
 def _decompose_in_turn(matrices: list[Array]) -> list[tuple[Array, Array]]:

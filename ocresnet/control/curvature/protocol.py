@@ -103,9 +103,14 @@ def average(old: Array, new: Array, decay: float | Array) -> Array:
 
 def finite_or(old: PyTree, new: PyTree) -> PyTree:
     """`new`, but `old` where an array of `new` has something that is not finite: one batch that
-    overflows must not spoil what all others have gathered."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
-    return jax.tree.map(lambda old, new: jnp.where(finite, new, old), old, new)
+    overflows must not spoil what all others have gathered. What is the very same array in both is
+    known to be finite."""
+    pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+    checks = [jnp.all(jnp.isfinite(leaf)) for before, leaf in pairs if leaf is not before]
+    finite = jnp.all(jnp.stack(checks))
+    return jax.tree.map(
+        lambda old, new: new if new is old else jnp.where(finite, new, old), old, new
+    )
 
 
 def _path(path: tuple[Any, ...]) -> str:

@@ -164,6 +164,20 @@ def test_factors_and_bases_are_refreshed_only_when_due():
     assert state.curvature.steps == 6
 
 
+def test_what_a_refresh_does_not_change_does_not_leave_its_conditional():
+    """Else it is laid out as one of the branches would have it, transposed, at every step."""
+    problem = mlp_problem()
+    params = random_params(problem)
+    optimizer = scale_by_curvature(ekfac(), problem)
+    state = optimizer.init(params)
+    step = jax.make_jaxpr(
+        lambda batch: optimizer.update(params, state, params, batch=batch)[1].curvature
+    )(random_batch(BATCH))
+    conditionals = [each for each in step.eqns if each.primitive.name == "cond"]
+    layers = len(state.curvature.entries)
+    assert [len(each.outvars) for each in conditionals] == [2 * layers, 3 * layers]
+
+
 def scaled_problem() -> tuple[Problem, Any]:
     """A scale beside a layer, and a kernel that is not declared as a layer's; parameters."""
 
