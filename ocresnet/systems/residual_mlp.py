@@ -8,33 +8,22 @@ Every norm is a layer norm, so that there are no batch statistics.
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import jax
 
 from ocresnet.systems import layers
-from ocresnet.systems.architecture import (
-    MOMENTUM,
-    OUTPUT_BLOCK,
-    ResidualArchitecture,
-    check_blocks,
-    require_whole,
-)
+from ocresnet.systems.architecture import MOMENTUM, require_whole
 from ocresnet.systems.layers import AxisName, Params
 from ocresnet.systems.pieces import STATE, Piece, add, composed
+from ocresnet.systems.residual_chain import BLOCKS, ResidualChain
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, System, Variables
-from ocresnet.systems.taps import AffineLayer
 
 Array = jax.Array
 
-BLOCKS = "blocks"
-"""The segment of residual blocks."""
-
 
 @dataclass(frozen=True)
-class ResidualMLPConfig(ResidualArchitecture):
+class ResidualMLPConfig(ResidualChain):
     """The architecture of a fully connected residual network.
 
     Attributes:
@@ -47,28 +36,11 @@ class ResidualMLPConfig(ResidualArchitecture):
       ValueError: for an impossible value, saying what is allowed.
     """
 
-    blocks: int = 12
-    width: int = 64
     hidden: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, smallest in (("blocks", 0), ("width", 1), ("hidden", 0)):
-            require_whole(name, getattr(self, name), smallest)
-
-    @property
-    def depth(self) -> int:
-        """N, the number of residual blocks."""
-        return self.blocks
-
-    def without(self, blocks: Collection[int]) -> Self:
-        """The architecture that is left when the branches of these blocks are removed.
-
-        Raises:
-          ValueError: for a block that does not exist or is named twice.
-        """
-        check_blocks(self, blocks)
-        return replace(self, blocks=self.blocks - len(blocks))
+        require_whole("hidden", self.hidden, 0)
 
     def system(
         self,
@@ -82,9 +54,6 @@ class ResidualMLPConfig(ResidualArchitecture):
         def stem(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             return layers.dense(stage.params, x), {}
 
-        def skip(stage: Stage, x: Array) -> Array:
-            return x
-
         def dense_1(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             branch = stage.params["residual"]
             return layers.dense(branch["dense_1"], layers.layer_norm(branch["norm"], x)), {}
@@ -92,83 +61,36 @@ class ResidualMLPConfig(ResidualArchitecture):
         def dense_2(stage: Stage, inner: Array) -> tuple[Array, PyTree]:
             return layers.dense(stage.params["residual"]["dense_2"], jax.nn.relu(inner)), {}
 
-        block = (
+        pieces = (
             Piece("dense_1", dense_1, entries=("residual/norm", "residual/dense_1")),
             Piece("dense_2", dense_2, ("dense_1",), ("residual/dense_2",)),
             Piece("sum", add, (STATE, "dense_2")),
         )
-
-        def read_out(head: PyTree, x: Array) -> tuple[Array, PyTree]:
-            return layers.dense(head["dense"], layers.layer_norm(head["norm"], x)), {}
-
-        def exit_output(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            separate = self.exits == "separate"
-            return read_out(stage.params["exit"] if separate else stage.shared["head"], x)
-
-        def output_block(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            return read_out(stage.shared["head"], x)
+        of_block = {f"residual/{name}": layers.dense for name in ("dense_1", "dense_2")}
 
         def initial_state(images: Array) -> Array:
             return self.normalise(images, execution).reshape(images.shape[0], -1)
 
-        of_block: dict[str, AffineLayer] = {
-            "residual/dense_1": layers.dense,
-            "residual/dense_2": layers.dense,
-        }
-        if self.exits == "separate":
-            of_block["exit/dense"] = layers.dense
-        segments = [Segment("stem", stem, layers={"": layers.dense})]
-        if self.blocks:
-            output = None if self.exits == "none" else exit_output
-            segments.append(
-                Segment(
-                    BLOCKS,
-                    composed(block),
-                    output,
-                    skip,
-                    self.blocks,
-                    layers=of_block,
-                    pieces=block,
-                )
-            )
-        segments.append(Segment(OUTPUT_BLOCK, output_block))
-        return System(
-            tuple(segments),
-            shared=("head",),
-            shared_layers={"head/dense": layers.dense},
-            initial_state=initial_state,
-            execution=execution,
+        return self.chain(
+            Segment("stem", stem, layers={"": layers.dense}),
+            Segment(BLOCKS, composed(pieces), layers=of_block, pieces=pieces),
+            initial_state,
+            execution,
         )
 
     def init(self, key: Array) -> Variables:
-        """LeCun-normal kernels, zero biases, float32; no statistics.
-
-        `params` has stem, blocks (`residual` and, with separate heads, `exit`, each with the blocks
-        as leading axis) and head.
-        """
+        """LeCun-normal kernels, zero biases, float32; `params` is that of `init_chain`."""
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         hidden = self.hidden or self.width
 
-        def init_head(key: Array) -> Params:
-            return {
-                "norm": layers.init_layer_norm(self.width),
-                "dense": layers.init_dense(key, self.width, self.classes),
-            }
-
-        def init_block(key: Array) -> Params:
+        def init_block(key: Array) -> tuple[Params, Array]:
             first_key, second_key, exit_key = jax.random.split(key, 3)
-            residual = {
+            branch = {
                 "norm": layers.init_layer_norm(self.width),
                 "dense_1": layers.init_dense(first_key, self.width, hidden),
                 "dense_2": layers.init_dense(second_key, hidden, self.width),
             }
-            separate = self.exits == "separate"
-            return {"residual": residual} | ({"exit": init_head(exit_key)} if separate else {})
+            return branch, exit_key
 
-        params = {
-            "stem": layers.init_dense(stem_key, math.prod(self.image_shape), self.width),
-            "head": init_head(head_key),
-        }
-        if self.blocks:
-            params[BLOCKS] = jax.vmap(init_block)(jax.random.split(blocks_key, self.blocks))
-        return Variables(params, {})
+        stem = layers.init_dense(stem_key, math.prod(self.image_shape), self.width)
+        return self.init_chain(stem, init_block, blocks_key, head_key)

@@ -16,29 +16,18 @@ would keep: a block is computed again, which on CPU takes no longer than keeping
 give.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from ocresnet.systems import layers
-from ocresnet.systems.architecture import (
-    MOMENTUM,
-    OUTPUT_BLOCK,
-    ResidualArchitecture,
-    check_blocks,
-    require_whole,
-)
+from ocresnet.systems.architecture import MOMENTUM, require_whole
 from ocresnet.systems.layers import AxisName, Params
+from ocresnet.systems.residual_chain import BLOCKS, ResidualChain
 from ocresnet.systems.system import Execution, PyTree, Segment, Stage, System, Variables
-from ocresnet.systems.taps import AffineLayer
 
 Array = jax.Array
-
-BLOCKS = "blocks"
-"""The segment of residual blocks."""
 
 PROJECTIONS = ("query", "key", "value", "out")
 """The dense layers of an attention, from as many features to as many as a token has."""
@@ -48,7 +37,7 @@ POSITION_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
-class TransformerConfig(ResidualArchitecture):
+class TransformerConfig(ResidualChain):
     """The architecture of a vision transformer.
 
     Attributes:
@@ -64,25 +53,18 @@ class TransformerConfig(ResidualArchitecture):
     """
 
     blocks: int = 6
-    width: int = 64
     heads: int = 4
     hidden: int = 0
     patch: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        smallest = {"blocks": 0, "width": 1, "heads": 1, "hidden": 0, "patch": 1}
-        for name, least in smallest.items():
-            require_whole(name, getattr(self, name), least)
+        for name, smallest in (("heads", 1), ("hidden", 0), ("patch", 1)):
+            require_whole(name, getattr(self, name), smallest)
         if self.width % self.heads:
             raise ValueError(
                 f"heads is {self.heads}, but must divide width, which is {self.width}."
             )
-
-    @property
-    def depth(self) -> int:
-        """N, the number of residual blocks."""
-        return self.blocks
 
     @property
     def tokens(self) -> int:
@@ -90,14 +72,9 @@ class TransformerConfig(ResidualArchitecture):
         height, width, _ = self.image_shape
         return (height // self.patch) * (width // self.patch)
 
-    def without(self, blocks: Collection[int]) -> Self:
-        """The architecture that is left when the branches of these blocks are removed.
-
-        Raises:
-          ValueError: for a block that does not exist or is named twice.
-        """
-        check_blocks(self, blocks)
-        return replace(self, blocks=self.blocks - len(blocks))
+    def features(self, x: Array) -> Array:
+        """The mean over the tokens."""
+        return x.mean(1)
 
     def system(
         self,
@@ -117,9 +94,6 @@ class TransformerConfig(ResidualArchitecture):
             tokens = layers.dense(stage.params["embedding"], x)
             return tokens + stage.params["positions"].astype(x.dtype), {}
 
-        def skip(stage: Stage, x: Array) -> Array:
-            return x
-
         def block(stage: Stage, x: Array) -> tuple[Array, PyTree]:
             branch = stage.params["residual"]
             normed = layers.layer_norm(branch["norm_1"], x)
@@ -127,42 +101,23 @@ class TransformerConfig(ResidualArchitecture):
             inner = layers.dense(branch["dense_1"], layers.layer_norm(branch["norm_2"], x))
             return x + layers.dense(branch["dense_2"], jax.nn.gelu(inner)), {}
 
-        def read_out(head: PyTree, x: Array) -> tuple[Array, PyTree]:
-            return layers.dense(head["dense"], layers.layer_norm(head["norm"], x.mean(1))), {}
-
-        def exit_output(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            separate = self.exits == "separate"
-            return read_out(stage.params["exit"] if separate else stage.shared["head"], x)
-
-        def output_block(stage: Stage, x: Array) -> tuple[Array, PyTree]:
-            return read_out(stage.shared["head"], x)
-
         def initial_state(images: Array) -> Array:
             return patches(self.normalise(images, execution), self.patch)
 
         names = (*(f"attention/{name}" for name in PROJECTIONS), "dense_1", "dense_2")
-        of_block: dict[str, AffineLayer] = {f"residual/{name}": layers.dense for name in names}
-        if self.exits == "separate":
-            of_block["exit/dense"] = layers.dense
-        segments = [Segment("stem", stem, layers={"embedding": layers.dense})]
-        if self.blocks:
-            output = None if self.exits == "none" else exit_output
-            segments.append(Segment(BLOCKS, block, output, skip, self.blocks, layers=of_block))
-        segments.append(Segment(OUTPUT_BLOCK, output_block))
-        return System(
-            tuple(segments),
-            shared=("head",),
-            shared_layers={"head/dense": layers.dense},
-            initial_state=initial_state,
-            execution=execution,
+        of_block = {f"residual/{name}": layers.dense for name in names}
+        return self.chain(
+            Segment("stem", stem, layers={"embedding": layers.dense}),
+            Segment(BLOCKS, block, layers=of_block),
+            initial_state,
+            execution,
         )
 
     def init(self, key: Array) -> Variables:
-        """LeCun-normal kernels, zero biases, small normal positions, float32; no statistics.
+        """LeCun-normal kernels, zero biases, small normal positions, float32.
 
-        `params` has stem (`embedding` of the patches and `positions` [tokens, width]), blocks
-        (`residual` and, with separate heads, `exit`, each with the blocks as leading axis) and
-        head.
+        `params` is that of `init_chain`; the stem has `embedding` of the patches and `positions`
+        [tokens, width].
 
         Raises:
           ValueError: if patches do not cover the images.
@@ -173,15 +128,9 @@ class TransformerConfig(ResidualArchitecture):
         pixels = self.patch**2 * self.image_shape[2]
         positions = jax.random.normal(positions_key, (self.tokens, self.width), jnp.float32)
 
-        def init_head(key: Array) -> Params:
-            return {
-                "norm": layers.init_layer_norm(self.width),
-                "dense": layers.init_dense(key, self.width, self.classes),
-            }
-
-        def init_block(key: Array) -> Params:
+        def init_block(key: Array) -> tuple[Params, Array]:
             exit_key, first_key, second_key, *keys = jax.random.split(key, 3 + len(PROJECTIONS))
-            residual = {
+            branch = {
                 "norm_1": layers.init_layer_norm(self.width),
                 "attention": {
                     name: layers.init_dense(own, self.width, self.width)
@@ -191,19 +140,13 @@ class TransformerConfig(ResidualArchitecture):
                 "dense_1": layers.init_dense(first_key, self.width, hidden),
                 "dense_2": layers.init_dense(second_key, hidden, self.width),
             }
-            separate = self.exits == "separate"
-            return {"residual": residual} | ({"exit": init_head(exit_key)} if separate else {})
+            return branch, exit_key
 
-        params = {
-            "stem": {
-                "embedding": layers.init_dense(stem_key, pixels, self.width),
-                "positions": POSITION_DEVIATION * positions,
-            },
-            "head": init_head(head_key),
+        stem = {
+            "embedding": layers.init_dense(stem_key, pixels, self.width),
+            "positions": POSITION_DEVIATION * positions,
         }
-        if self.blocks:
-            params[BLOCKS] = jax.vmap(init_block)(jax.random.split(blocks_key, self.blocks))
-        return Variables(params, {})
+        return self.init_chain(stem, init_block, blocks_key, head_key)
 
     def _check_patches(self) -> None:
         """Refuse patches that do not cover an image: only here, as a configuration may be made
