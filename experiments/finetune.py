@@ -107,7 +107,7 @@ def chosen_depth(run: FinishedRun, flags: DepthFlags) -> int:
     blocks = flags.blocks
     if blocks is None and not flags.rule_is_wanted:
         blocks = kept_blocks(run.workdir / PRUNING)
-    return depth_by_rule(run, flags.tolerance)[0] if blocks is None else blocks
+    return depth_by_rule(run, flags)[0] if blocks is None else blocks
 
 
 def finetune(flags: Flags) -> None:

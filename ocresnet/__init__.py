@@ -12,6 +12,7 @@ Public names, in the order one uses them:
                                    transformation
   trajectory, calibrate_exits      losses and accuracies over depth, also of plain networks
   recommend_depth, prune           choose a depth and cut there
+  best_depth_within                or the best depth for so many multiply-adds
   remove_blocks, recalibrate       or remove any blocks, and measure the batch statistics anew
   predict                          classify, leaving early where an exit is sure
   FlowConfig, log_likelihood, sample    a continuous normalizing flow: densities and samples
@@ -37,7 +38,7 @@ from ocresnet.export import export_network, load_exported
 from ocresnet.problem import Problem
 from ocresnet.stage_cost.early_exit import predict
 from ocresnet.stage_cost.exits import calibrate_exits
-from ocresnet.stage_cost.pruning import prune, recommend_depth
+from ocresnet.stage_cost.pruning import best_depth_within, prune, recommend_depth
 from ocresnet.stage_cost.recalibration import recalibrate
 from ocresnet.stage_cost.surgery import remove_blocks
 from ocresnet.stage_cost.trajectory import trajectory
@@ -84,6 +85,7 @@ __all__ = [
     "TrainingConfig",
     "TransformerConfig",
     "__version__",
+    "best_depth_within",
     "calibrate_exits",
     "curvature",
     "export_network",

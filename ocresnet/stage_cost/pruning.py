@@ -18,7 +18,7 @@ from ocresnet.stage_cost.trajectory import Trajectory, trajectory
 from ocresnet.systems import blocks as block_list
 from ocresnet.systems import counts
 from ocresnet.systems import network as networks
-from ocresnet.systems.architecture import OUTPUT_BLOCK
+from ocresnet.systems.architecture import OUTPUT_BLOCK, ResidualArchitecture
 from ocresnet.systems.network import Network
 from ocresnet.systems.system import Execution, PyTree
 
@@ -106,6 +106,46 @@ def recommend_depth(measured: Trajectory, tolerance: float = 0.5) -> int:
         # The slack is for rounding: 98.5 against 99.0 is within half a point.
         within &= values >= values[-1] - tolerance / 100 - 1e-9
     return int(np.argmax(within))
+
+
+def best_depth_within(
+    measured: Trajectory, architecture: ResidualArchitecture, multiply_adds: float
+) -> int:
+    """The depth rule for a budget: the M whose exit is right most often, among the SubResNets that
+    cost no more; of equal ones the smallest.
+
+    Args:
+      measured: trajectory on a validation split, as for `recommend_depth`.
+      architecture: of the network that it is of.
+      multiply_adds: of one image that the cut network may cost.
+
+    Returns:
+      How many blocks to keep, 0 ... blocks.
+
+    Raises:
+      ValueError: if no depth is cheap enough, or the trajectory is of another network or not
+        finite.
+    """
+    if len(measured.accuracies) != architecture.depth + 1:
+        raise ValueError(
+            f"the trajectory has {len(measured.accuracies)} outputs, but a network of "
+            f"{architecture.depth} blocks has {architecture.depth + 1}: measure this one."
+        )
+    if not np.isfinite(measured.accuracies).all():
+        raise ValueError("a depth can only be chosen from a finite trajectory.")
+    costs = np.array(
+        [
+            counts.multiply_adds(architecture.subresnet(blocks)).total
+            for blocks in range(architecture.depth + 1)
+        ]
+    )
+    within = costs <= multiply_adds
+    if not within.any():
+        raise ValueError(
+            f"no depth costs {multiply_adds:.3g} multiply-adds or less: without any block it is "
+            f"{costs.min():.3g}."
+        )
+    return int(np.argmax(np.where(within, measured.accuracies, -np.inf)))
 
 
 def latency(

@@ -17,6 +17,7 @@ from experiments.common.runs import load_run
 from ocresnet import load, load_exported, save
 from ocresnet import prune as cut_to
 from ocresnet.stage_cost.trajectory import logits_over_depth, trajectory
+from ocresnet.systems import counts
 from ocresnet.training.restore import restore_network
 
 QUICK = (
@@ -113,6 +114,19 @@ def test_prune_writes_a_network_that_loads_alone(finished):
     )
     code, output, errors = call(prune.main, f"--workdir={finished}", "--tolerance=100")
     assert code == 0 and "depth rule: 0 of 3 blocks" in output, errors
+
+
+def test_prune_finds_the_best_network_of_a_price(finished):
+    whole = load(finished / "network").architecture
+    cost = counts.multiply_adds(whole.subresnet(2)).total
+    code, output, errors = call(prune.main, f"--workdir={finished}", f"--multiply_adds={cost}")
+    assert code == 0 and f"at most {cost:.3g} multiply-adds on the validation set" in output, errors
+    report = read(finished / "pruning.json")
+    accuracies = read(finished / "trajectory.json")["validation"]["accuracies"][:3]
+    assert report["pruned"]["blocks"] == np.argmax(accuracies) and report["tolerance"] is None
+    assert report["multiply_adds"] == cost >= report["pruned"]["multiply_adds"]
+    code, _, errors = call(prune.main, f"--workdir={finished}", "--blocks=1", "--multiply_adds=1e9")
+    assert code == 1 and "give one of --blocks, --tolerance and --multiply_adds" in errors
 
 
 @pytest.mark.slow

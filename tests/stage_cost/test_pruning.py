@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from ocresnet.stage_cost.pruning import prune, recommend_depth, report, report_table
+from ocresnet.stage_cost.pruning import (
+    best_depth_within,
+    prune,
+    recommend_depth,
+    report,
+    report_table,
+)
 from ocresnet.stage_cost.trajectory import Trajectory
 from ocresnet.systems import counts
 from ocresnet.systems.network import Network
@@ -96,6 +102,21 @@ def test_depth_rule_refuses_nonsense():
         recommend_depth({"validation": measured([0.5, 0.6])})
     with pytest.raises(ValueError, match="finite"):
         recommend_depth(measured([0.5, np.nan]))
+
+
+def test_depth_for_a_budget_is_the_best_that_it_pays_for():
+    architecture = network_of("homogeneous", "shared").architecture
+    costs = [counts.multiply_adds(architecture.subresnet(blocks)).total for blocks in range(5)]
+    found = measured([0.2, 0.8, 0.7, 0.8, 0.9])
+    assert best_depth_within(found, architecture, costs[4]) == 4
+    assert best_depth_within(found, architecture, costs[4] - 1) == 1  # as good as 3
+    assert best_depth_within(found, architecture, costs[0]) == 0
+    with pytest.raises(ValueError, match="no depth costs 1 multiply-adds or less"):
+        best_depth_within(found, architecture, 1)
+    with pytest.raises(ValueError, match="has 3 outputs, but a network of 4 blocks has 5"):
+        best_depth_within(measured([0.2, 0.8, 0.7]), architecture, costs[4])
+    with pytest.raises(ValueError, match="finite"):
+        best_depth_within(measured([0.2, 0.8, 0.7, np.nan, 0.9]), architecture, costs[4])
 
 
 def test_report_measures_the_networks_own_output():
