@@ -208,7 +208,9 @@ def scale_by_ocnopt(
                 applied.directions, state.drift, params, state.share
             )
             change = -eta * optax.tree.vdot(gradients, directions)
-            caution = next_caution(step, nominal, state.steps, eta, directions, change / 2)
+            caution = state.caution
+            if region is not None or not jax.tree.leaves(batch_stats):
+                caution = next_caution(step, nominal, state.steps, eta, directions, change / 2)
             share = jnp.clip(applied.share, 0, 1).astype(jnp.float32)
             info = Info(applied.trust, change, applied.weights, applied.deviations)
             info = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), info)
@@ -301,8 +303,9 @@ def ocnopt(
         small as it has to be for steps to keep what they promise (`region.py`): every fifth update
         costs a forward pass more, or two where J of the batch is not known. None: "measured" where
         the region bounds every step, that is without "clipped", a decision of one's own or a
-        `value_beta` of 0, else "smaller"; with a factor that is not the gradient "fixed", the only
-        one for it. J is that of the batch, of a group, of a sample, as the feedback has it.
+        `value_beta` of 0, and the network has no batch statistics, else "smaller"; with a factor
+        that is not the gradient "fixed", the only one for it. J is that of the batch, of a group,
+        of a sample, as the feedback has it.
       lower_bound: of J; None: that of the problem's cost, 0 unless it says another one. A J below
         it takes no step.
       axis_name: the mapped axis over devices; gradients come as means over it.

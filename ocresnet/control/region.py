@@ -30,6 +30,10 @@ than promised, k is multiplied by 1.2, otherwise divided by it, within 1 and 100
 step that the second region bounds, a promise below the rounding of the cost, and a step uphill, as
 momentum may take it. (A step with momentum is not the minimum of a model; it is asked for the
 same.)
+
+Batch norm has a caution of its own: a kernel that it normalises may have any length, a long step
+makes it longer, and later ones then turn it less. Where there are batch statistics k stays 1 unless
+"measured" is asked for.
 """
 
 import jax

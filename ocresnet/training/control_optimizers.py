@@ -168,7 +168,8 @@ class OCNOpt(CurvatureOptimizer):
         the region lets it, and need not be tuned.
       region: size of the terminal curvature: that of the papers, that of the cost read as half a
         square, whichever gives the smaller trust region, or as much smaller as steps turn out to
-        deserve (`control/region.py`); None: the last, where it bounds every step.
+        deserve (`control/region.py`); None: the last, where it bounds every step and there is no
+        batch norm.
       lower_bound: of the cost; None: that of the loss.
       alignment: which layers of a block act in the same stage: all of them, or one after the other
         with a shortcut's projection at the first or the last; or a bandit chooses while training.

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ocresnet.control.curvature import ekfac
+from ocresnet.control.curvature import ekfac, identity
 from ocresnet.control.optimizer import ocnopt
 from ocresnet.control.region import GROWTH, MEASURED_EVERY, MOST_CAUTION
-from ocresnet.problem import objective
+from ocresnet.problem import Problem, objective
+from ocresnet.systems.resnet import ResNetConfig
 from tests.control.networks import (
     BETA,
     Setting,
@@ -150,3 +151,25 @@ def test_a_step_that_the_square_bounds_is_not_judged():
         assert after == caution
     _, after = step_with(case, 1e4, 6.0, **choices)
     assert after != 6.0
+
+
+@pytest.mark.parametrize("region", [None, "measured"])
+def test_with_batch_norm_there_is_caution_only_if_it_is_asked_for(region):
+    """Two comparisons of long steps, which keep less than they promise."""
+    architecture = ResNetConfig.homogeneous(1, 2, image_shape=(4, 4, 1), classes=3, exits="none")
+    problem = Problem(architecture.system())
+    params, stats = architecture.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
+    batch = images, jnp.arange(8) % 3
+    optimizer = ocnopt(problem, 100.0, curvature=identity(), beta=0.01, region=region)
+
+    @quick_jit
+    def step(params, state):
+        gradient = jax.grad(lambda params: objective(problem, params, stats, *batch))(params)
+        changes, state = optimizer.update(gradient, state, params, batch=batch, batch_stats=stats)
+        return jax.tree.map(jnp.add, params, changes), state
+
+    state = optimizer.init(params)
+    for _ in range(MEASURED_EVERY + 1):
+        params, state = step(params, state)
+    assert (float(state[0].caution) > 1) == (region == "measured")
