@@ -4,8 +4,9 @@
       --output=results/ddpnopt_table/digits_fcn
 
 The learning rate of each optimizer is the one of three with the lowest training loss (mean over the
-seeds); the test set takes no part in the choice. Writes <output>.json and <output>.md, and .jsonl
-as it goes.
+seeds); the test set takes no part in the choice. It is constant over the run. OCNOpt stands there
+in the papers' forms, and as it comes, at its own rate: constant too, and with its cosine schedule.
+Writes <output>.json and <output>.md, and .jsonl as it goes.
 """
 
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ocresnet.training.optimizers import Optimizer
+from ocresnet.training.optimizers import OCNOpt, Optimizer
 
 from ..common import command_line
 from ..common.flag_kinds import FlagValues
@@ -33,6 +34,7 @@ LEARNING_RATES = {
     "rmsprop": [3e-4, 1e-3, 3e-3],
     "adam": [3e-4, 1e-3, 3e-3],
     "ekfac": [3e-3, 1e-2, 3e-2],
+    "as it comes": [OCNOpt().learning_rate],
 }
 
 PAPER = {
@@ -70,6 +72,9 @@ def methods(batch_size: int) -> dict[str, tuple[str, Optimizer]]:
         compared[f"OCNOpt joint 8 linear, {base}"] = (base, joint)
         per_sample = make("per_sample", beta=1 / batch_size)
         compared[f"OCNOpt per sample, {base}"] = (base, per_sample)
+    constant = OCNOpt(schedule="constant")
+    compared["OCNOpt, as it comes, constant rate"] = ("as it comes", constant)
+    compared["OCNOpt, as it comes"] = ("as it comes", OCNOpt())
     return compared
 
 
