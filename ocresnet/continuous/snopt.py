@@ -33,7 +33,7 @@ from jax import lax
 from ocresnet.continuous.time_grid import has_dynamics, on_grid
 from ocresnet.control.checks import check_batch, check_params, check_problem
 from ocresnet.control.curvature import ekfac, require
-from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
+from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics, first_samples
 from ocresnet.control.linearize import output_factors
 from ocresnet.costs import Factor
 from ocresnet.problem import Problem, objective_of_outputs, run
@@ -182,7 +182,9 @@ def curvature_on_grid(
     for name, value in (("grid", grid), ("refresh_every", refresh_every)):
         require(name, value, type(value) is int and value >= 1, "a whole number, at least 1")
     require_one_of("factor", factor, get_args(Factor))
-    return ekfac(damping, decay, factor_every=refresh_every, eigen_every=refresh_every)
+    return ekfac(
+        damping, decay, factor_every=refresh_every, factor_samples=None, eigen_every=refresh_every
+    )
 
 
 def check_has(problem: Problem, factor: Factor) -> None:
@@ -219,10 +221,11 @@ def statistics_on_grid(
       key: of random factors.
       axis_name: the mapped axis over devices, whose records are summed.
     """
-    inputs, targets = batch
-    samples = len(jax.tree.leaves(targets)[0])
 
-    def statistics(recording: PyTree) -> PyTree:
+    def statistics(recording: PyTree, most: int | None) -> PyTree:
+        (inputs, targets), share = first_samples(batch, most)
+        samples = len(jax.tree.leaves(targets)[0])
+
         def outputs_of(recording: PyTree) -> Array:
             tapped = taps.merge(params, recording)
             return run(observed, tapped, batch_stats, inputs).all_outputs()
@@ -236,6 +239,7 @@ def statistics_on_grid(
             factors = samples**0.5 * output_factors(observed, outputs, factor, key)
             each = lax.map(lambda own: pull_back(len(factors) ** 0.5 * own)[0], factors)
             recorded = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+        recorded = jax.tree.map(lambda leaf: share * leaf, recorded)
         return recorded if axis_name is None else lax.psum(recorded, axis_name)
 
     return statistics

@@ -30,7 +30,12 @@ from ocresnet.control.checks import (
     check_problem,
 )
 from ocresnet.control.curvature import ekfac
-from ocresnet.control.curvature.protocol import Curvature, CurvatureState, Statistics
+from ocresnet.control.curvature.protocol import (
+    Curvature,
+    CurvatureState,
+    Statistics,
+    first_samples,
+)
 from ocresnet.control.drift import Drift
 from ocresnet.control.linearize import Nominal
 from ocresnet.control.policy import decide
@@ -407,17 +412,18 @@ def _statistics(
     batch: tuple[PyTree, PyTree] | None,
     axis_name: str | None,
 ) -> Statistics:
-    """What a backward pass of the sum of all samples' costs records in taps."""
+    """What a backward pass of the sum of the samples' costs records in taps."""
 
-    def statistics(recording: PyTree) -> PyTree:
+    def statistics(recording: PyTree, most: int | None) -> PyTree:
         assert batch is not None
-        samples = len(jax.tree.leaves(batch[1])[0])
+        some, share = first_samples(batch, most)
+        samples = len(jax.tree.leaves(some[1])[0])
 
         def total_cost(recording: PyTree) -> Array:
             tapped = taps.merge(params, recording)
-            return samples * objective(problem, tapped, batch_stats, *batch)
+            return samples * objective(problem, tapped, batch_stats, *some)
 
-        recorded = jax.grad(total_cost)(recording)
+        recorded = jax.tree.map(lambda leaf: share * leaf, jax.grad(total_cost)(recording))
         return recorded if axis_name is None else lax.psum(recorded, axis_name)
 
     return statistics

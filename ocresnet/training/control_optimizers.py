@@ -44,7 +44,16 @@ CURVATURES: dict[str, Callable[..., Curvature]] = {
     "ekfac": curvatures.ekfac,
 }
 
-SETTINGS = ("damping", "decay", "epsilon", "factor_every", "eigen_every", "moments", "coupling")
+SETTINGS = (
+    "damping",
+    "decay",
+    "epsilon",
+    "factor_every",
+    "factor_samples",
+    "eigen_every",
+    "moments",
+    "coupling",
+)
 """What some curvature can be told; each has its own defaults."""
 
 
@@ -60,6 +69,7 @@ class CurvatureOptimizer(Optimizer):
       decay: of the moving averages of a diagonal, K-FAC or EKFAC.
       epsilon: added to the root of a diagonal.
       factor_every: updates between two estimates of K-FAC's and EKFAC's factors.
+      factor_samples: samples of a device's batch that they are estimated from, at most.
       eigen_every: updates between two estimates of their eigenvectors.
       moments: EKFAC's second moments are those of the batch's gradient, or of every example's.
       coupling: whether parallel layers, as the players of a stage have them, share K-FAC's and
@@ -72,6 +82,7 @@ class CurvatureOptimizer(Optimizer):
     decay: float | None = None
     epsilon: float | None = None
     factor_every: int | None = None
+    factor_samples: int | None = None
     eigen_every: int | None = None
     moments: Moments | None = None
     coupling: Coupling | None = None

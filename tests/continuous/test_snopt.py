@@ -49,7 +49,7 @@ def recorded(problem, params, batch, grid, recording, factor="gradient"):
     observed = replace(problem, system=on_grid(problem.system, grid))
     return quick_jit(
         lambda: statistics_on_grid(observed, params, {}, batch, factor, jax.random.key(0))(
-            recording
+            recording, None
         )
     )()
 
@@ -194,7 +194,7 @@ def test_the_sampled_factor_is_the_exact_one_on_average():
         recording = make_taps(layers, False)
 
         def outputs_factor(key):
-            found = statistics_on_grid(observed, params, {}, batch, "sampled", key)(recording)
+            found = statistics_on_grid(observed, params, {}, batch, "sampled", key)(recording, None)
             return found[LAYERS[1]].arrays["outputs"]
 
         keys = jax.random.split(jax.random.key(0), 2000)

@@ -80,6 +80,25 @@ def test_eight_devices_take_the_step_of_one(form, curvature):
             assert_close(own[1][0].caution, wanted[1][0].caution, 1e-6)
 
 
+def test_factors_of_the_first_samples_of_every_device():
+    """They are those of one device that has them first."""
+    with jax.enable_x64(True):
+        params = random_params(PROBLEM)
+        inputs, targets = random_batch(2 * DEVICES)
+        order = jnp.arange(2 * DEVICES).reshape(DEVICES, 2).T.reshape(-1)
+        wanted = ocnopt(PROBLEM, ETA, curvature=ekfac(factor_samples=DEVICES))
+        batch = inputs[order], targets[order]
+        _, state = quick_jit(wanted.update)(
+            gradients(params, batch), wanted.init(params), params, batch=batch
+        )
+        split = ocnopt(PROBLEM, ETA, curvature=ekfac(factor_samples=1), axis_name="batch")
+        _, got = over_devices(PROBLEM, split, params, {}, (inputs, targets))
+        for entry, expected in zip(
+            jax.tree.leaves(got[0].curvature), jax.tree.leaves(state[0].curvature), strict=True
+        ):
+            assert_close(entry[DEVICES - 1], expected, 1e-11)
+
+
 def over_devices(
     problem: Problem,
     optimizer: optax.GradientTransformation,

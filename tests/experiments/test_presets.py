@@ -280,8 +280,8 @@ def test_every_field_of_every_optimizer_is_a_flag():
         "dowg": {"epsilon": 1e-3},
         "schedule_free_adamw": {"interpolation": 0.95, "decay_of_square": 0.95},
         "polyak_sgd": {"largest_step": 2.0, "lower_bound": 0.1},
-        "kfac": {"damping": 0.1, "decay": 0.8, "factor_every": 3, "eigen_every": 6},
-        "ekfac": {"damping": 0.1, "moments": "per_example"},
+        "kfac": {"damping": 0.1, "factor_every": 3, "factor_samples": 16, "eigen_every": 6},
+        "ekfac": {"damping": 0.1, "decay": 0.8, "moments": "per_example"},
         "ocnopt": {
             "curvature": "diagonal",
             "epsilon": 1e-3,

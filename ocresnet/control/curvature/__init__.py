@@ -42,6 +42,7 @@ def kfac(
     damping: float = 1e-3,
     decay: float = 0.95,
     factor_every: int = 10,
+    factor_samples: int | None = 32,
     eigen_every: int = 100,
     coupling: Coupling | None = None,
 ) -> Curvature:
@@ -50,7 +51,10 @@ def kfac(
     Args:
       damping: lambda of (A (x) G + lambda I), split between the factors by their traces.
       decay: of the moving averages of A and G.
-      factor_every: updates between two estimates of A and G; each costs a backward pass.
+      factor_every: updates between two estimates of A and G; each costs a backward pass of the
+        samples that it is made of.
+      factor_samples: these, at most: the first ones of a batch, on several devices of each
+        device's part; None: all.
       eigen_every: updates between two eigendecompositions.
       coupling: of parallel layers, as the players of a stage have them. "separate": A and G for
         every layer. "concatenated": layers of one kind that read the same input are one layer with
@@ -61,14 +65,23 @@ def kfac(
     Raises:
       ValueError: for an impossible setting, saying what is allowed.
     """
-    _check(damping, decay, factor_every, eigen_every, coupling)
-    return Kronecker(damping, decay, factor_every, eigen_every, corrected=False, coupling=coupling)
+    _check(damping, decay, factor_every, factor_samples, eigen_every, coupling)
+    return Kronecker(
+        damping,
+        decay,
+        factor_every,
+        factor_samples,
+        eigen_every,
+        corrected=False,
+        coupling=coupling,
+    )
 
 
 def ekfac(
     damping: float = 0.03,
     decay: float = 0.95,
     factor_every: int = 10,
+    factor_samples: int | None = 32,
     eigen_every: int = 100,
     moments: Moments = "batch",
     coupling: Coupling | None = None,
@@ -78,7 +91,10 @@ def ekfac(
     Args:
       damping: added to the second moments.
       decay: of the moving averages of A, G and m.
-      factor_every: updates between two estimates of A and G; each costs a backward pass.
+      factor_every: updates between two estimates of A and G; each costs a backward pass of the
+        samples that it is made of.
+      factor_samples: these, at most: the first ones of a batch, on several devices of each
+        device's part; None: all.
       eigen_every: updates between two eigendecompositions; m then starts again at a c^T.
       moments: "batch": m averages batch_size * (U_A^T D U_G)^2 over all updates, which costs two
         products of matrices each; "per_example": m averages the mean square of the single samples'
@@ -89,13 +105,14 @@ def ekfac(
     Raises:
       ValueError: for an impossible setting, saying what is allowed.
     """
-    _check(damping, decay, factor_every, eigen_every, coupling)
+    _check(damping, decay, factor_every, factor_samples, eigen_every, coupling)
     if moments not in ("batch", "per_example"):
         raise ValueError(f"moments is {moments!r}, but must be one of batch, per_example.")
     return Kronecker(
         damping,
         decay,
         factor_every,
+        factor_samples,
         eigen_every,
         corrected=True,
         moments=moments,
@@ -107,6 +124,7 @@ def _check(
     damping: float,
     decay: float,
     factor_every: int,
+    factor_samples: int | None,
     eigen_every: int,
     coupling: Coupling | None,
 ) -> None:
@@ -115,12 +133,15 @@ def _check(
     for name, value in (("factor_every", factor_every), ("eigen_every", eigen_every)):
         whole = isinstance(value, int) and value >= 1
         require(name, value, whole, "a whole number, at least 1")
+    some = isinstance(factor_samples, int) and factor_samples >= 1
+    allowed = "a whole number, at least 1, or None"
+    require("factor_samples", factor_samples, factor_samples is None or some, allowed)
     if coupling is not None and coupling not in get_args(Coupling):
         allowed = ", ".join(get_args(Coupling))
         raise ValueError(f"coupling is {coupling!r}, but must be one of {allowed}, or None.")
 
 
-def require(name: str, value: float, holds: bool, what: str) -> None:
+def require(name: str, value: object, holds: bool, what: str) -> None:
     """Refuse a setting, saying what is allowed."""
     if not holds:
         raise ValueError(f"{name} is {value!r}, but must be {what}.")

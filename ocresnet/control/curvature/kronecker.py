@@ -67,6 +67,7 @@ class Kronecker:
     damping: float
     decay: float
     factor_every: int
+    factor_samples: int | None
     eigen_every: int
     corrected: bool
     moments: Moments = "batch"
@@ -144,7 +145,7 @@ class Kronecker:
     def _refresh_factors(
         self, layers: dict[str, Layer], batch_size: int, statistics: Statistics, decay: Array
     ) -> dict[str, Layer]:
-        recorded = statistics(make_taps(layers, self._per_example))
+        recorded = statistics(make_taps(layers, self._per_example), self.factor_samples)
         refreshed = {}
         for path, layer in layers.items():
             record = records(recorded, path)

@@ -18,8 +18,9 @@ Array = jax.Array
 Entries = dict[str, PyTree]
 """{path of a layer or array in the parameters: its part of the curvature}."""
 
-Statistics = Callable[[PyTree], PyTree]
-"""Taps for the parameters -> what a backward pass recorded in them (`systems/taps.py`)."""
+Statistics = Callable[[PyTree, int | None], PyTree]
+"""(taps for the parameters, samples that are run at most) -> what a backward pass recorded in them
+(`systems/taps.py`), as sums over the whole batch; see `first_samples`."""
 
 
 class CurvatureState(NamedTuple):
@@ -74,6 +75,19 @@ class Curvature(Protocol):
     def metric(self, entries: Entries, path: str, with_bias: bool) -> Metric | None:
         """M^-1 of the affine layer at `path`, or None where it has no such form."""
         ...
+
+
+def first_samples(batch: PyTree, most: int | None) -> tuple[PyTree, float]:
+    """The first samples of a batch, on every device those of its own part, and how many samples
+    of the batch each of them stands for.
+
+    Args:
+      batch: arrays [samples, ...].
+      most: so many at most; None: all.
+    """
+    samples = len(jax.tree.leaves(batch)[0])
+    taken = samples if most is None else min(samples, most)
+    return jax.tree.map(lambda leaf: leaf[:taken], batch), samples / taken
 
 
 def flatten(tree: PyTree) -> dict[str, Array]:

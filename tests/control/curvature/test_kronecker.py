@@ -1,5 +1,6 @@
 """K-FAC and EKFAC against explicit sums over samples and locations, in full matrices."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -64,6 +65,10 @@ VARIANTS = {
         DAMPING, DECAY, factor_every=1, eigen_every=2, moments="per_example"
     ),
 }
+VARIANTS |= {
+    f"{name} of three samples": replace(curvature, factor_samples=3)
+    for name, curvature in VARIANTS.items()
+}
 
 
 @pytest.mark.parametrize(
@@ -72,11 +77,13 @@ VARIANTS = {
         *(("convolutions", name) for name in VARIANTS),
         ("shared heads", "kfac"),
         ("shared heads", "ekfac"),
+        ("shared heads", "kfac of three samples"),
     ],
 )
 def test_two_steps_are_those_of_explicit_sums(network, name):
     """Stacked layers are several layers, and a layer that is read at several depths is one, with
-    more locations. The eigenvectors are those of the first step, the factors those of both."""
+    more locations. The eigenvectors are those of the first step, the factors those of both, of all
+    four samples or of the first three; the gradient is that of all."""
     problem, _, features = NETWORKS[network]
     params = random_params(problem)
     init, step = updater(problem, VARIANTS[name])
@@ -84,14 +91,19 @@ def test_two_steps_are_those_of_explicit_sums(network, name):
     _, _, state = step(params, init(params), batches[0])
     gradient, changes, state = step(params, state, batches[1])
 
-    first, second = (reads(network, params, batch) for batch in batches)
-    for path, depth in {(read.path, read.depth) for read in first}:
-        used = [[r for r in part if (r.path, r.depth) == (path, depth)] for part in (first, second)]
+    whole = [reads(network, params, batch) for batch in batches]
+    samples = 3 if "three" in name else BATCH
+    estimated = [reads(network, params, [part[:samples] for part in batch]) for batch in batches]
+    for path, depth in {(read.path, read.depth) for read in whole[0]}:
+        used, factored = (
+            [[r for r in part if (r.path, r.depth) == (path, depth)] for part in steps]
+            for steps in (whole, estimated)
+        )
         entry, D = entry_of(state.curvature, path, depth), matrix_of(gradient, path, depth)
         np.testing.assert_allclose(
             sum(read.gradients.sum(0) for read in used[1]) / BATCH, D, rtol=0, atol=1e-12
         )
-        (A, G), (A2, G2) = map(factors, used)
+        (A, G), (A2, G2) = map(factors, factored)
         np.testing.assert_allclose(entry.inputs, (A + A2) / 2, rtol=0, atol=1e-12)
         np.testing.assert_allclose(entry.outputs, (G + G2) / 2, rtol=0, atol=1e-12)
 
@@ -102,19 +114,19 @@ def test_two_steps_are_those_of_explicit_sums(network, name):
             rotated = basis.T @ factor @ basis
             values.append(np.diag(rotated))
             np.testing.assert_allclose(rotated, np.diag(values[-1]), rtol=0, atol=1e-12)
-        if name == "kfac":
+        if name.startswith("kfac"):
             pi = np.sqrt((np.trace(A) / len(A)) / (np.trace(G) / len(G)))
             damped = A + pi * DAMPING**0.5 * np.eye(len(A)), G + DAMPING**0.5 / pi * np.eye(len(G))
             M = np.kron(*damped)
         else:
             moments = np.outer(*values)
-            if name == "ekfac":
+            if "per_example" not in name:
                 for part in used:
                     mean = sum(read.gradients.mean(0) for read in part)
                     square = BATCH * (U_A.T @ mean @ U_G) ** 2
                     moments = DECAY * moments + (1 - DECAY) * square
             else:
-                ((read,),) = (used[1],)
+                (read,) = factored[1]
                 squares = (U_A.T @ read.gradients @ U_G) ** 2
                 moments = (moments + squares.mean(0)) / 2
             np.testing.assert_allclose(entry.moments, moments, rtol=0, atol=1e-12)
@@ -286,6 +298,11 @@ def test_a_curvature_that_is_not_finite_is_found():
         (ekfac, {"damping": -1.0}, "damping is -1.0, but must be positive."),
         (kfac, {"decay": 1.0}, "decay is 1.0, but must be in [0, 1)."),
         (ekfac, {"factor_every": 0}, "factor_every is 0, but must be a whole number, at least 1."),
+        (
+            ekfac,
+            {"factor_samples": 0},
+            "factor_samples is 0, but must be a whole number, at least 1, or None.",
+        ),
         (kfac, {"eigen_every": 1.5}, "eigen_every is 1.5, but must be a whole number, at least 1."),
         (ekfac, {"moments": "all"}, "moments is 'all', but must be one of batch, per_example."),
         (diagonal, {"decay": -0.1}, "decay is -0.1, but must be in [0, 1)."),
