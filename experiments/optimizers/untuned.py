@@ -14,6 +14,7 @@ run again, so that tasks may be run one after the other.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,7 @@ class Flags:
             "decades", "Of a grid on each side, at most. Default: by method.", least=0
         )
         self.a_decade = section.whole("a_decade", "Learning rates in a decade of it.", 2, least=1)
+        self._weight_decay = section.number("weight_decay", "Of every method.", 0.0)
         self.points = section.whole(
             "points", "Of a run where the test accuracy is measured.", 40, least=1
         )
@@ -89,10 +91,12 @@ class Flags:
     def methods(self) -> dict[str, Method]:
         """Those of the methods that are asked for."""
         found = those_named(self._methods.value, METHODS)
-        return {
-            name: method._replace(a_decade=self.a_decade.value).within(self.decades.value)
-            for name, method in found.items()
-        }
+        return {name: self._as_asked(method) for name, method in found.items()}
+
+    def _as_asked(self, method: Method) -> Method:
+        optimizer = replace(method.optimizer, weight_decay=self._weight_decay.value)
+        asked = method._replace(optimizer=optimizer, a_decade=self.a_decade.value)
+        return asked.within(self.decades.value)
 
     def study(self) -> Study:
         """The rows."""

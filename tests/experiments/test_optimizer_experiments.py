@@ -310,6 +310,10 @@ def test_untuned_on_wine_end_to_end(tmp_path, monkeypatch):
     assert code == 0, errors
     assert len(measured) == 3 and "| MoMo-Adam |" in output.with_suffix(".md").read_text()
     assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 5
+    code, _, errors = call(untuned.main, *common, "--method=MoMo-Adam", "--weight_decay=0.1")
+    assert code == 0, errors
+    (row,) = json.loads(output.with_suffix(".json").read_text())["rows"][-1:]
+    assert len(measured) == 4 and row["optimizer"]["weight_decay"] == 0.1
 
 
 @pytest.mark.slow
