@@ -29,6 +29,7 @@ from .recipe import Recipe, can_shrink, with_recipe
 from .starting_points import (
     DEFAULT_NETWORKS,
     DEFAULT_OPTIMIZERS,
+    default_optimizer,
     of_family,
     preset_for,
     with_epochs,
@@ -88,7 +89,7 @@ class RunFlags:
         preset = preset_for(dataset, family or "resnet")
         if optimizer is None:
             return preset
-        own = DEFAULT_OPTIMIZERS[optimizer]
+        own = default_optimizer(optimizer, preset.network)
         return replace(preset, training=replace(preset.training, optimizer=own))
 
     def workdir(self, dataset: str, family: str) -> str:

@@ -89,6 +89,15 @@ def of_family(preset: Preset, family: str) -> Preset:
     return replace(preset, network=network, recipe="paper")
 
 
+def default_optimizer(name: str, network: Architecture) -> Optimizer:
+    """An optimizer at its defaults; OCNOpt without weight decay for a network that tells no classes
+    apart, as densities are worse with it (`results/README.md`)."""
+    optimizer = OPTIMIZERS[name]()
+    if name == "ocnopt" and not network.classifies:
+        return replace(optimizer, weight_decay=0.0)
+    return optimizer
+
+
 def with_fields(network: Architecture, given: Mapping[str, Any]) -> Architecture:
     """A network with these fields; of a residual network one number of blocks is split evenly over
     its levels, and a SubResNet has the first ones of the paper's 54. Another solver of an ODE

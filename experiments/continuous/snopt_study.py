@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
         "Adam": AdamW(schedule="cosine", weight_decay=0.0),
         "SNOpt": SNOpt(refresh_every=REFRESH),
         "EKFAC": EKFAC(momentum=0.0, factor_every=REFRESH, eigen_every=REFRESH),
-        "OCNOpt": OCNOpt(),
+        "OCNOpt": OCNOpt(weight_decay=0.0),
     }.items()
 }
 

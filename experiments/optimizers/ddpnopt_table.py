@@ -87,7 +87,7 @@ class Flags(StudyFlags):
 
 def measure(task: Task, method: Optimizer, rates: Sequence[float], flags: Flags) -> dict[str, Any]:
     """Accuracy and training loss over learning rates and seeds, and the rate that is chosen."""
-    row = measure_rates(task, method, rates, 0.0, flags)
+    row = measure_rates(task, method, rates, method.weight_decay, flags)
     losses = np.nan_to_num(row["train_loss"].mean(-1), nan=np.inf)
     return {**row, "chosen": rates[int(np.argmin(losses))]}
 

@@ -16,7 +16,7 @@ ALONE: dict[Base, Optimizer] = {
     "ekfac": EKFAC(schedule="constant", momentum=0.0),
 }
 
-_papers = OCNOpt(schedule="constant", region="fixed", rollout="nonlinear")
+_papers = OCNOpt(schedule="constant", weight_decay=0.0, region="fixed", rollout="nonlinear")
 WITH_FEEDBACK: dict[Base, Optimizer] = {
     "sgd": replace(_papers, curvature="identity"),
     "rmsprop": replace(_papers, curvature="diagonal"),

@@ -60,7 +60,9 @@ class Flags:
             "decades", "Of a grid on each side, at most. Default: by method.", least=0
         )
         self.a_decade = section.whole("a_decade", "Learning rates in a decade of it.", 2, least=1)
-        self._weight_decay = section.number("weight_decay", "Of every method.", 0.0)
+        self._weight_decay = section.number(
+            "weight_decay", "Of every method. Default: 0; of OCNOpt its own."
+        )
         self.points = section.whole(
             "points", "Of a run where the test accuracy is measured.", 40, least=1
         )
@@ -94,9 +96,11 @@ class Flags:
         return {name: self._as_asked(method) for name, method in found.items()}
 
     def _as_asked(self, method: Method) -> Method:
-        optimizer = replace(method.optimizer, weight_decay=self._weight_decay.value)
-        asked = method._replace(optimizer=optimizer, a_decade=self.a_decade.value)
-        return asked.within(self.decades.value)
+        decay = self._weight_decay.value
+        if decay is not None:
+            optimizer = replace(method.optimizer, weight_decay=decay)
+            method = method._replace(optimizer=optimizer)
+        return method._replace(a_decade=self.a_decade.value).within(self.decades.value)
 
     def study(self) -> Study:
         """The rows."""

@@ -1,8 +1,8 @@
 """What the study of untuned optimizers compares: methods with their learning rates, and tasks with
 their length and target.
 
-Every method has a cosine schedule over the run (schedule-free AdamW a constant rate), and no weight
-decay but that of `--weight_decay`.
+Every method has a cosine schedule over the run (schedule-free AdamW a constant rate) and no weight
+decay, but for OCNOpt's own and that of `--weight_decay`.
 """
 
 from typing import Any, NamedTuple

@@ -177,6 +177,7 @@ class OCNOpt(CurvatureOptimizer):
       groups: of feedback "joint": how many parts of the whole batch, over all devices.
       learning_rate: alpha, before the schedule; 1 is the whole step of Newton's method, as far as
         the region lets it, and need not be tuned.
+      weight_decay: of all parameters, by the step that is taken.
       region: size of the terminal curvature: that of the papers, that of the cost read as half a
         square, whichever gives the smaller trust region, or as much smaller as steps turn out to
         deserve (`control/region.py`); None: the last, where it bounds every step and there is no
@@ -188,6 +189,7 @@ class OCNOpt(CurvatureOptimizer):
     """
 
     learning_rate: float = 1.0
+    weight_decay: float = 0.1
     curvature: CurvatureName = "ekfac"
     feedback: Feedback = "stacked"
     rollout: RolloutKind = "linear"

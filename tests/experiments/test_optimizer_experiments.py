@@ -57,6 +57,7 @@ def test_a_method_is_a_base_alone_or_with_feedback_on_its_own_curvature():
     assert describe(joint) == {
         "name": "ocnopt",
         "schedule": "constant",
+        "weight_decay": 0.0,
         "feedback": "joint",
         "rollout": "nonlinear",
         "groups": 8,
@@ -189,13 +190,14 @@ def test_a_grid_has_half_decades_around_the_usual_rate():
         assert (method.factors[0], method.factors[-1]) == (1e-3, 1e5)
 
 
-def test_methods_are_untuned_at_their_defaults_without_decay():
+def test_methods_are_untuned_at_their_defaults_and_only_ocnopt_has_decay():
     assert all(method.tuned and len(method.factors) > 1 for method in TUNED.values())
     for method in UNTUNED.values():
         assert not method.tuned and method.optimizer == type(method.optimizer)()
     constant = [name for name, m in METHODS.items() if m.optimizer.schedule != "cosine"]
     assert constant == ["schedule-free AdamW"]
-    assert all(method.optimizer.weight_decay == 0 for method in METHODS.values())
+    decays = {name: method.optimizer.weight_decay for name, method in METHODS.items()}
+    assert decays == {name: 0.1 if name in OCNOPT else 0.0 for name in METHODS}
     assert TASKS.keys() <= NETWORKS.keys()
 
 

@@ -298,6 +298,8 @@ def test_every_field_of_every_optimizer_is_a_flag():
         optimizer = parse("--dataset=digits", f"--optimizer={name}", *flags).training.optimizer
         assert optimizer == OPTIMIZERS[name](**given)
     assert parse("--dataset=digits", "--optimizer=ocnopt").training.optimizer == OCNOpt()
+    flow = parse("--dataset=moons", "--architecture=flow", "--optimizer=ocnopt")
+    assert flow.training.optimizer == OCNOpt(weight_decay=0.0)
 
 
 def test_another_optimizer_than_the_preset_s_keeps_schedule_clipping_and_decay():
