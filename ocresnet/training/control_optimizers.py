@@ -69,7 +69,7 @@ class CurvatureOptimizer(Optimizer):
       decay: of the moving averages of a diagonal, K-FAC or EKFAC.
       epsilon: added to the root of a diagonal.
       factor_every: updates between two estimates of K-FAC's and EKFAC's factors.
-      factor_samples: samples of a device's batch that they are estimated from, at most.
+      factor_samples: samples of a device's batch that the factors are estimated from, at most.
       eigen_every: updates between two estimates of their eigenvectors.
       moments: EKFAC's second moments are those of the batch's gradient, or of every example's.
       coupling: whether parallel layers, as the players of a stage have them, share K-FAC's and

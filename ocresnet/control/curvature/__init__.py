@@ -53,8 +53,8 @@ def kfac(
       decay: of the moving averages of A and G.
       factor_every: updates between two estimates of A and G; each costs a backward pass of the
         samples that it is made of.
-      factor_samples: these, at most: the first ones of a batch, on several devices of each
-        device's part; None: all.
+      factor_samples: these, at most: the first ones of a batch, which is taken to be shuffled, on
+        several devices of each device's part; None: all.
       eigen_every: updates between two eigendecompositions.
       coupling: of parallel layers, as the players of a stage have them. "separate": A and G for
         every layer. "concatenated": layers of one kind that read the same input are one layer with
@@ -93,8 +93,8 @@ def ekfac(
       decay: of the moving averages of A, G and m.
       factor_every: updates between two estimates of A and G; each costs a backward pass of the
         samples that it is made of.
-      factor_samples: these, at most: the first ones of a batch, on several devices of each
-        device's part; None: all.
+      factor_samples: these, at most: the first ones of a batch, which is taken to be shuffled, on
+        several devices of each device's part; None: all.
       eigen_every: updates between two eigendecompositions; m then starts again at a c^T.
       moments: "batch": m averages batch_size * (U_A^T D U_G)^2 over all updates, which costs two
         products of matrices each; "per_example": m averages the mean square of the single samples'
