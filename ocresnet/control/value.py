@@ -196,12 +196,24 @@ def _shrunk(right: Array, gains: Array, gram: Array) -> tuple[Array, Array]:
     if len(right) == 1:
         shrink = 1 + gains[0] * gram[0]
         return right / shrink, gains / shrink
-    values, vectors = jnp.linalg.eigh((gains + gains.T) / 2)
+    values, vectors = _eigh(gains, jnp.max(jnp.abs(gains)))
     roots = jnp.sqrt(jnp.maximum(values, jnp.finfo(gram.dtype).eps * jnp.max(values)))
     # In the eigenvectors of N, where its root is diagonal.
     inside = roots[:, None] * (vectors.T @ gram @ vectors) * roots
-    more, axes = jnp.linalg.eigh((inside + inside.T) / 2)
+    more, axes = _eigh(inside, 1.0)  # beside the I that is added
     basis = roots[:, None] * axes / jnp.sqrt(1 + jnp.maximum(more, 0))
     shrunk = basis @ basis.T
     gains = vectors @ shrunk @ vectors.T
     return vectors @ (shrunk @ (vectors.T @ right / roots**2)), (gains + gains.T) / 2
+
+
+def _eigh(matrix: Array, scale: float | Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of a symmetric matrix, without what is nothing beside `scale`.
+
+    Groups whose cost is almost zero have products down to the smallest numbers there are, and
+    LAPACK may then give up, and return NaN.
+    """
+    symmetric = (matrix + matrix.T) / 2
+    nothing = jnp.abs(symmetric) < scale * jnp.finfo(matrix.dtype).eps ** 2
+    values, vectors = jnp.linalg.eigh(jnp.where(nothing, 0, symmetric))
+    return values, vectors

@@ -265,3 +265,24 @@ def test_factors_that_are_alike_leave_gains_between_0_and_1(size):
             assert gains.min() > -1e-6 and gains.max() < 1 + 1e-6
             assert np.abs(policy.weights).max() < 10 * largest
             np.testing.assert_allclose(value.gains[-1, -1], 1, rtol=1e-4)
+
+
+def test_groups_of_almost_no_cost_break_nothing():
+    """In float32: their products reach down to the smallest numbers there are, from which LAPACK's
+    eigenvalues are NaN now and then (two of these 2,500)."""
+    generator = np.random.default_rng(0)
+    groups = 8
+    with jax.enable_x64(False):
+        last, drift = Value(jnp.full(groups, 1 / groups), jnp.eye(groups)), jnp.zeros(groups)
+        decide = jax.jit(jax.vmap(lambda gram: joint_minimum(last, gram, drift, 1.0)[1]))
+        for _ in range(5):
+            sizes = 10.0 ** generator.uniform(-22, 2, (500, groups))
+            factors = generator.normal(size=(500, groups, 20)) * sizes[..., None]
+            gram = np.einsum("nfp,ngp->nfg", factors, factors)
+            weights, gains = decide(jnp.asarray(gram[:, None], jnp.float32))
+            assert weights.dtype == np.float32
+            assert np.isfinite(weights).all() and np.isfinite(gains).all()
+            # What is left of them is as much as in float64, to the rounding of the system.
+            wanted = np.linalg.solve(np.eye(groups) + gram, np.full((500, groups, 1), 1 / groups))
+            rounding = groups * np.finfo(np.float32).eps * (1 + np.trace(gram, axis1=1, axis2=2))
+            assert (np.abs(weights - wanted[..., 0]).max(axis=1) < rounding).all()
