@@ -92,7 +92,7 @@ def of_family(preset: Preset, family: str) -> Preset:
 def default_optimizer(name: str, network: Architecture) -> Optimizer:
     """An optimizer at its defaults; OCNOpt without weight decay for a network that tells no classes
     apart, as densities are worse with it (`results/README.md`)."""
-    optimizer = OPTIMIZERS[name]()
+    optimizer = DEFAULT_OPTIMIZERS[name]
     if name == "ocnopt" and not network.classifies:
         return replace(optimizer, weight_decay=0.0)
     return optimizer

@@ -44,12 +44,12 @@ def setting(architecture, batch=4):
     return variables.params, (jnp.asarray(images, "float64"), LABELS[:batch])
 
 
-def recorded(problem, params, batch, grid, recording, factor="gradient"):
+def recorded(problem, params, batch, grid, recording, factor="gradient", most=None):
     """What taps record on a grid."""
     observed = replace(problem, system=on_grid(problem.system, grid))
     return quick_jit(
         lambda: statistics_on_grid(observed, params, {}, batch, factor, jax.random.key(0))(
-            recording, None
+            recording, most
         )
     )()
 
@@ -239,6 +239,20 @@ def test_the_gradient_is_the_same_whether_or_not_the_curvature_is_measured(archi
 
 def setting_variables(architecture):
     return to_float64(random_variables(architecture))
+
+
+@pytest.mark.parametrize("factor", ["gradient", "exact"])
+def test_the_first_samples_stand_for_all(factor):
+    """Two of four count twice."""
+    with jax.enable_x64(True):
+        problem = problem_of(FIXED)
+        params, batch = setting(FIXED)
+        recording = make_taps(ekfac().init(problem.system, params).entries, False)
+        found = recorded(problem, params, batch, 4, recording, factor, most=2)
+        halves = tuple(part[:2] for part in batch)
+        wanted = recorded(problem, params, halves, 4, recording, factor)
+        for got, own in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(got, 2 * own, rtol=0, atol=1e-12)
 
 
 def test_a_step_is_the_formula():
